@@ -1,0 +1,219 @@
+"""Every setting, its default, its range and its help: one tree, used by the command line, the TOML
+file, the environment, the docs and the tests.
+
+A field's name is its TOML key; its flag is `--` + the name with dashes, its variable `LODESTAR_` + the
+name in capitals. So names are unique over the tree. Precedence: flag, environment, file, default.
+This module reads no file and no environment; cli does, and calls resolve().
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from lodestar_fast.errors import ConfigError
+
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Bytes = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+def _doc(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class ServeConfig(_Section):
+    """Where to listen and how to log."""
+
+    host: Annotated[str, _doc("address of the data port")] = "0.0.0.0"
+    port: Annotated[Port, _doc("data port; 0 picks a free one")] = 30000
+    admin_host: Annotated[str, _doc("address of the admin port")] = "127.0.0.1"
+    admin_port: Annotated[Port, _doc("admin port: /metrics, /workers, /admin")] = 29000
+    state_dir: Annotated[str, _doc("folder for checkpoints; empty: nothing is written")] = ""
+    api_key_file: Annotated[str, _doc("one client key a line; empty: the data port is open")] = ""
+    admin_key_file: Annotated[str, _doc("one admin key a line; empty: loopback only")] = ""
+    drain_grace: Annotated[Seconds, _doc("seconds that requests may still take after SIGTERM")] = 30.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _doc("least level that is logged")
+    ] = "info"
+    log_json: Annotated[bool, _doc("log JSON lines instead of text")] = False
+    explain_headers: Annotated[bool, _doc("add x-lodestar-* headers to answers")] = False
+
+
+class FleetConfig(_Section):
+    """The engines, and how they are watched."""
+
+    worker_urls: Annotated[list[str], _doc("engine base URLs, http://host:port")] = []
+    health_check_interval: Annotated[Seconds, _doc("seconds between health checks")] = 1.0
+    health_check_timeout: Annotated[Seconds, _doc("seconds a health check may take")] = 5.0
+    health_failures: Annotated[
+        int, Meta(ge=1, le=100), _doc("failed checks in a row that take an engine out")
+    ] = 3
+    scrape_interval: Annotated[Seconds, _doc("seconds between scrapes of engine metrics")] = 0.1
+
+
+class RoutingConfig(_Section):
+    """How an engine is chosen."""
+
+    policy: Annotated[str, _doc("routing policy; `lodestar policies` lists them")] = "lodestar"
+    mode: Annotated[
+        str, _doc("off | shadow | canary:P | on: how much the learned policy decides")
+    ] = "on"
+    block_bytes: Annotated[
+        int, Meta(ge=16, le=4096), _doc("prompt bytes in a prefix block (64: about 16 tokens)")
+    ] = 64
+    index_bytes: Annotated[
+        int, Meta(ge=1 << 20), _doc("hard memory budget of the prefix index")
+    ] = 64 << 20
+    max_instances: Annotated[int, Meta(ge=1, le=1024), _doc("most engines at a time")] = 64
+    seed: Annotated[int, Meta(ge=0), _doc("seed of policies that draw at random")] = 0
+
+
+class LimitsConfig(_Section):
+    """What a client may ask of the router, and for how long."""
+
+    max_body_bytes: Annotated[Bytes, _doc("longest request body")] = 16 << 20
+    max_header_bytes: Annotated[Bytes, _doc("longest request head")] = 64 << 10
+    header_timeout: Annotated[Seconds, _doc("seconds to receive a request head")] = 10.0
+    body_timeout: Annotated[Seconds, _doc("seconds to receive a request body")] = 60.0
+    connect_timeout: Annotated[Seconds, _doc("seconds to connect to an engine")] = 3.0
+    first_byte_timeout: Annotated[Seconds, _doc("seconds until the first body byte")] = 300.0
+    stream_idle_timeout: Annotated[Seconds, _doc("seconds between two pieces of an answer")] = 120.0
+    request_timeout: Annotated[Seconds, _doc("seconds a request may take in all")] = 3600.0
+    keep_alive: Annotated[Seconds, _doc("seconds an idle client connection is kept")] = 75.0
+    engine_keep_alive: Annotated[
+        Seconds, _doc("seconds an idle engine connection is kept (vLLM closes after 5.0)")
+    ] = 4.0
+    max_retries: Annotated[
+        int, Meta(ge=0, le=10), _doc("further engines tried before the first byte")
+    ] = 2
+    max_concurrent_requests: Annotated[
+        int, Meta(ge=0), _doc("requests in flight at most; 0: as many as there are tickets")
+    ] = 0
+    queue_size: Annotated[int, Meta(ge=0), _doc("requests that may wait for a place")] = 0
+    queue_timeout: Annotated[Seconds, _doc("seconds a request may wait for a place")] = 10.0
+
+
+class LearnerConfig(_Section):
+    """The background learner of policy `lodestar`."""
+
+    model: Annotated[
+        Literal["linear", "mlp"], _doc("linear, or linear with a bounded MLP correction")
+    ] = "mlp"
+    round_seconds: Annotated[Seconds, _doc("seconds between training rounds")] = 1.0
+    min_samples: Annotated[
+        int, Meta(ge=1), _doc("measured first tokens before the model may decide")
+    ] = 64
+    niceness: Annotated[
+        int, Meta(ge=0, le=19), _doc("how much lower the training thread's priority is")
+    ] = 15
+    learner_seed: Annotated[int, Meta(ge=0), _doc("seed of the network's initial weights")] = 0
+
+
+class Config(_Section):
+    """The whole configuration."""
+
+    serve: ServeConfig = ServeConfig()
+    fleet: FleetConfig = FleetConfig()
+    routing: RoutingConfig = RoutingConfig()
+    limits: LimitsConfig = LimitsConfig()
+    learner: LearnerConfig = LearnerConfig()
+
+
+class Option(Struct, frozen=True):
+    """One setting as the command line sees it."""
+
+    section: str
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "LODESTAR_" + self.name.upper()
+
+
+def options() -> Iterator[Option]:
+    """Every setting, in the order of the tree."""
+    for section in msgspec.structs.fields(Config):
+        for field in msgspec.structs.fields(section.type):
+            info = msgspec.inspect.type_info(field.type)
+            text = ""
+            while isinstance(info, msgspec.inspect.Metadata):
+                text = (info.extra_json_schema or {}).get("description", text)
+                info = info.type
+            default = field.default
+            if default is msgspec.NODEFAULT:
+                default = field.default_factory()
+            yield Option(section.name, field.name, info, default, text)
+
+
+def _convert(option: Option, text: str, source: str) -> Any:
+    """A flag's or variable's text as the type of its field."""
+    kind = option.type
+    try:
+        if isinstance(kind, msgspec.inspect.BoolType):
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+        if isinstance(kind, msgspec.inspect.IntType):
+            return int(text)
+        if isinstance(kind, msgspec.inspect.FloatType):
+            return float(text)
+    except (KeyError, ValueError):
+        wanted = type(kind).__name__.removesuffix("Type").lower()
+        raise ConfigError(f"{source}: `{text}` is not a value of type {wanted}") from None
+    if isinstance(kind, msgspec.inspect.ListType):
+        return text.replace(",", " ").split()
+    return text
+
+
+def resolve(
+    flags: Mapping[str, Any], environ: Mapping[str, str], toml: str = "", path: str = ""
+) -> Config:
+    """The configuration from its sources; flags: by field name, text or already converted.
+
+    Raises ConfigError naming the flag, the variable or the path in the file.
+    """
+    try:
+        tree: dict[str, Any] = tomllib.loads(toml)
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{path}: {e}") from None
+    _check(tree, path)
+    for option in options():
+        section = tree.setdefault(option.section, {})
+        for source, values, key in (
+            (option.variable, environ, option.variable),
+            (option.flag, flags, option.name),
+        ):
+            if (value := values.get(key)) is not None:
+                section[option.name] = (
+                    _convert(option, value, source) if isinstance(value, str) else value
+                )
+                _check({option.section: {option.name: section[option.name]}}, source, bare=True)
+    return msgspec.convert(tree, Config)
+
+
+def _check(tree: Mapping[str, Any], source: str, bare: bool = False) -> None:
+    """Raise ConfigError if a tree does not fit. bare: the source already names the field."""
+    try:
+        msgspec.convert(tree, Config)
+    except msgspec.ValidationError as e:
+        text, _, where = str(e).partition(" - at ")
+        where = where.strip("`").removeprefix("$.").removeprefix("$")
+        if "unknown field" in text and where:
+            text = f"in [{where}]: {text}"
+        elif where and not bare:
+            text = f"{where}: {text}"
+        raise ConfigError(f"{source}: {text}") from None
