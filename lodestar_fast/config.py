@@ -1,8 +1,8 @@
 """Every setting, its default, its range and its help: one tree, used by the command line, the TOML
 file, the environment, the docs and the tests.
 
-A field's name is its TOML key; its flag is `--` + the name with dashes, its variable `LODESTAR_` + the
-name in capitals. So names are unique over the tree. Precedence: flag, environment, file, default.
+A field's name is its TOML key; its flag is `--` + the name with dashes, its variable `LODESTAR_` +
+the name in capitals. So names are unique over the tree. Precedence: flag, environment, file, default.
 This module reads no file and no environment; cli does, and calls resolve().
 """
 
@@ -30,7 +30,7 @@ class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
 
 
-class ServeConfig(_Section):
+class ServeConfig(_Section, frozen=True):
     """Where to listen and how to log."""
 
     host: Annotated[str, _doc("address of the data port")] = "0.0.0.0"
@@ -40,7 +40,9 @@ class ServeConfig(_Section):
     state_dir: Annotated[str, _doc("folder for checkpoints; empty: nothing is written")] = ""
     api_key_file: Annotated[str, _doc("one client key a line; empty: the data port is open")] = ""
     admin_key_file: Annotated[str, _doc("one admin key a line; empty: loopback only")] = ""
-    drain_grace: Annotated[Seconds, _doc("seconds that requests may still take after SIGTERM")] = 30.0
+    drain_grace: Annotated[Seconds, _doc("seconds that requests may still take after SIGTERM")] = (
+        30.0
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _doc("least level that is logged")
     ] = "info"
@@ -48,7 +50,7 @@ class ServeConfig(_Section):
     explain_headers: Annotated[bool, _doc("add x-lodestar-* headers to answers")] = False
 
 
-class FleetConfig(_Section):
+class FleetConfig(_Section, frozen=True):
     """The engines, and how they are watched."""
 
     worker_urls: Annotated[list[str], _doc("engine base URLs, http://host:port")] = []
@@ -60,7 +62,7 @@ class FleetConfig(_Section):
     scrape_interval: Annotated[Seconds, _doc("seconds between scrapes of engine metrics")] = 0.1
 
 
-class RoutingConfig(_Section):
+class RoutingConfig(_Section, frozen=True):
     """How an engine is chosen."""
 
     policy: Annotated[str, _doc("routing policy; `lodestar policies` lists them")] = "lodestar"
@@ -77,7 +79,7 @@ class RoutingConfig(_Section):
     seed: Annotated[int, Meta(ge=0), _doc("seed of policies that draw at random")] = 0
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(_Section, frozen=True):
     """What a client may ask of the router, and for how long."""
 
     max_body_bytes: Annotated[Bytes, _doc("longest request body")] = 16 << 20
@@ -102,7 +104,7 @@ class LimitsConfig(_Section):
     queue_timeout: Annotated[Seconds, _doc("seconds a request may wait for a place")] = 10.0
 
 
-class LearnerConfig(_Section):
+class LearnerConfig(_Section, frozen=True):
     """The background learner of policy `lodestar`."""
 
     model: Annotated[
@@ -118,7 +120,7 @@ class LearnerConfig(_Section):
     learner_seed: Annotated[int, Meta(ge=0), _doc("seed of the network's initial weights")] = 0
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """The whole configuration."""
 
     serve: ServeConfig = ServeConfig()

@@ -108,9 +108,7 @@ class Router:
         self, ticket: int, event: Event, now: float, tokens: int = 0, cached: int = -1
     ) -> None:
         """Report an event of a dispatched request. Unknown or closed tickets are ignored, counted."""
-    def report(
-        self, slot: int, now: float, running: int, waiting: int, kv_usage: float
-    ) -> None:
+    def report(self, slot: int, now: float, running: int, waiting: int, kv_usage: float) -> None:
         """What the engine says of its load. Not finite or negative values are ignored, counted."""
 
     # -- the learner's side --

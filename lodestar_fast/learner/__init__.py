@@ -1,7 +1,7 @@
 """The learner as everyone else sees it: sample batches in, weight blobs out.
 
-Importing this imports neither torch nor numpy. ThreadLearner (a background thread) serves the proxy,
-InlineLearner (the same code, called synchronously, deterministic) the simulator and the tests.
+Importing this imports neither torch nor numpy. ThreadLearner (a background thread) serves the
+proxy, InlineLearner (the same code, called synchronously, deterministic) the simulator and tests.
 """
 
 from __future__ import annotations

@@ -1,0 +1,80 @@
+# Two commands for everyone: `make demo` and `make test`. Each sets itself up in .venv.
+#   build   demo   test   check   bench   bench-compare   lint   types   format   fuzz   debug   annotate   clean
+# ARGS="..." goes to the program behind the verb.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ARGS   ?=
+
+NATIVE := $(shell find csrc lodestar_fast -name '*.[ch]' -path 'csrc/*' -o -name '*.pyx' -o -name '*.pxd')
+SOURCE := pyproject.toml setup.py constraints.txt Makefile $(NATIVE)
+
+.PHONY: build demo test check bench bench-compare lint types format fuzz debug annotate clean
+.DELETE_ON_ERROR:
+
+build: $(VENV)/.built
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Lodestar needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The build requirements stand in .venv, not in pip's own isolated folder, so that a second build
+# compiles only what changed.
+$(VENV)/.built: $(VENV)/.venv $(SOURCE)
+	$(PIP) pip setuptools wheel cython
+	$(PIP) --no-build-isolation --editable '.[learner,tools]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.built
+	$(PIP) --group dev
+	@touch $@
+
+demo: build
+	$(BIN)/lodestar demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest tests $(ARGS)
+
+# The gate before a change is proposed.
+check: lint types test
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest bench --benchmark-json=bench/results.json $(ARGS)
+
+bench-compare: $(VENV)/.dev
+	$(BIN)/python bench/compare.py bench/baseline.json bench/results.json $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint lodestar_fast
+	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h tests/*.c
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.c csrc/*.h tests/*.c
+
+# Longer than the ten seconds of the test suite. SECONDS=3600 make fuzz
+fuzz: $(VENV)/.dev
+	LODESTAR_FUZZ_SECONDS=$${SECONDS:-60} $(BIN)/python -m pytest tests/test_csrc.py --timeout=0 $(ARGS)
+
+# Bounds checks, asserts and line tracing: slow, for finding bugs and for coverage.
+debug: $(VENV)/.dev
+	LODESTAR_DEBUG=1 $(BIN)/python setup.py -q build_ext --inplace --force
+	$(BIN)/python -m pytest tests --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(BIN)/python setup.py -q build_ext --inplace --force
+
+annotate: $(VENV)/.dev
+	$(BIN)/cython --annotate -3 -Icsrc lodestar_fast/core/*.pyx lodestar_fast/proxy/*.pyx
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)/.built
+	find lodestar_fast -name '*.so' -delete -o -name '*.html' -delete
+	find lodestar_fast -name '*.c' -delete
