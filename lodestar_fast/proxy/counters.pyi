@@ -1,0 +1,44 @@
+"""Types of proxy/counters.pyx."""
+
+from __future__ import annotations
+
+from typing import Any
+
+class Histogram:
+    """Counts of durations in fixed buckets, held in C.
+
+    bounds: rising upper bounds in seconds; one more bucket, +Inf, is added.
+    """
+
+    def __init__(self, bounds: tuple[float, ...]) -> None: ...
+    def observe(self, seconds: float) -> None:
+        """Count one duration. NaN is ignored; a negative one counts as 0."""
+    def snapshot(self) -> dict[str, Any]:
+        """bounds: tuple[float, ...]; counts: list[int], one a bucket, not cumulative, +Inf last;
+        count: int; sum: float seconds."""
+
+class Counters:
+    """What the data path counts, in C fields; read by metrics.py at scrape time only."""
+
+    def add_retry(self, reason: str) -> None: ...
+    def finish(self, path: str, status: int, outcome: str, seconds: float) -> None:
+        """Count one finished request. Unknown paths count as "other". Raises ValueError on an
+        unknown outcome."""
+    def snapshot(self) -> dict[str, Any]:
+        """Everything at once:
+
+        requests: dict[tuple[str, str, str], int], keyed (path, status_class, outcome), zero entries
+            left out. path: a route, a local path or "other"; status_class: "1xx".."5xx", or "none"
+            if no answer was begun; outcome: one of OUTCOMES.
+        request_seconds, decision_seconds, predicted_ttft_seconds, prediction_error_seconds (absolute
+            error): Histogram.snapshot().
+        ttft_seconds: dict[int, Histogram snapshot], by slot; streamed requests only.
+        retries: dict[str, int], by reason (see Instance.note_failure for the names), and "stale".
+        inflight: int, requests dispatched or waiting for a place; queued: int, those waiting.
+        connections: int, open client connections; connections_total: int.
+        stale_connections: int, reused engine connections that turned out closed.
+        extra_bytes: int, engine connections dropped for bytes after an answer.
+        upstream_opened: int, engine connections opened.
+        """
+
+OUTCOMES: tuple[str, ...]  # completed, engine_error, router_error, shed, client_abort
