@@ -30,10 +30,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "proxy": {"core", "learner:protocol"} | LEAVES,
     "build": {"core", "features", "learner", "config", "clock", "errors"},
     "summary": {"errors"},
+    "terminal": {"clock", "summary"},
     "plots": {"errors", "summary"},
     "report": {"config", "errors", "summary", "sim", "plots"},
-    "replay": {"sim", "config", "errors", "clock", "summary"},
-    "demo": {"sim", "config", "errors", "clock", "summary", "replay", "report"},
+    "loadgen": {"sim", "errors", "clock", "summary"},
+    "replay": {"sim", "config", "errors", "clock", "summary", "terminal", "loadgen"},
+    "demo": {"sim", "errors", "clock", "summary", "terminal", "loadgen", "replay", "report"},
 }
 FREE = {"cli", "__init__", "__main__"}
 

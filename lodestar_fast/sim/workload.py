@@ -1,16 +1,16 @@
 """Request traces: what arrives when, how long it is, and which prefix it shares with what.
 
-Called by replay and demo (over HTTP) and by the simulator (virtual time); so the same trace, options
-and seed mean the same requests everywhere. Reads no clock and draws only from the seed it is given.
+Called by replay and demo (over HTTP) and by the simulator (virtual time), so that the same trace,
+options and seed mean the same requests everywhere. Reads no clock; draws only from the given seed.
 
-A trace says which prompts share a prefix, by block ids, and not what they say. prompt_text() turns ids
-back into text: each id expands to words of its own, always the same ones, so that equal prefixes are
-equal bytes, which is all that a router or a prefix cache looks at:
+A trace says by block ids which prompts share a prefix, and not what they say. prompt_text() turns
+ids into text: each id expands to words of its own, always the same, so equal prefixes are equal
+bytes, which is all that a router or a prefix cache looks at:
 
     h [5, 2, 9, 1], 3 tokens a block     5 . . | 6 . . | 9 .        8 tokens
     prompt                               words | words | wor        32 bytes, BYTES_PER_TOKEN each
 
-Simulated engines count BYTES_PER_TOKEN bytes as a token, so lengths come out exactly as in the trace.
+Simulated engines count BYTES_PER_TOKEN bytes as a token, so lengths are exactly those of the trace.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from lodestar_fast.errors import ConfigError
 
 BYTES_PER_TOKEN = 4
 
-# A trace whose arrivals lie at least this far apart, several at a time, was stamped in steps (Mooncake:
-# 3 s). Replayed as it stands, each step would be a burst that nobody measured.
+# A trace whose arrivals lie at least this far apart, several at a time, was stamped in steps
+# (Mooncake: 3 s). Replayed as it stands, each step would be a burst that nobody measured.
 STEP_SECONDS = 1.0
 
 # 256 words, one for each value of a byte: 16 beginnings by 16 endings, 3 to 6 letters.
@@ -46,7 +46,7 @@ WORDS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request of a trace. Lengths are tokens, arrival is seconds from the start of the replay."""
+    """One request of a trace. Lengths in tokens, arrival in seconds since the replay began."""
 
     index: int  # place in the trace, also after others were dropped
     arrival: float
@@ -77,9 +77,9 @@ class Trace:
         """The same requests for a smaller model or GPU.
 
         block_tokens: each block is that many tokens, and prompts shrink or grow with it; max_input:
-        prompts longer than that, after rescaling, are dropped; output_scale: factor on output tokens,
-        of which at least one is left. 0 leaves a length as it is. Raises ConfigError if the trace has
-        no blocks to rescale.
+        prompts longer than that, after rescaling, are dropped; 0 leaves either as it is.
+        output_scale: factor on output tokens, of which at least one is left. Raises ConfigError if
+        the trace has no blocks to rescale.
         """
         if block_tokens and not self.block_tokens:
             raise ConfigError(f"--block-tokens: {self.name} has no prefix blocks to rescale")
@@ -152,9 +152,9 @@ def _spread(times: list[float], rng: random.Random) -> list[float]:
 def read_trace(path: str | Path) -> Trace:
     """A trace file: JSON lines, gzip or plain; the first line holds {"meta": ...}.
 
-    Fields of a request: t (arrival, s), in, out (tokens), h (run-length coded block ids), cid and pl
-    (tenant and its shared prefix in tokens); others are ignored. Raises ConfigError naming the file,
-    the line and the field.
+    Fields of a request: t (arrival, s), in, out (tokens), h (run-length coded block ids), cid and
+    pl (tenant and its shared prefix in tokens); others are ignored. Raises ConfigError naming the
+    file, the line and the field.
     """
     path = Path(path)
     try:
@@ -243,7 +243,7 @@ def _request(row: dict[str, Any], index: int, block_tokens: int, where: str) -> 
 @lru_cache(maxsize=8192)  # 1.6 MB at 50 tokens a block, 16 MB at 512
 def _words(key: str, length: int) -> str:
     """The first `length` characters of a key's own endless text."""
-    draws = hashlib.shake_128(key.encode()).digest(length // 4 + 1)  # a word and its space: 4 or more
+    draws = hashlib.shake_128(key.encode()).digest(length // 4 + 1)  # a word with its space: >= 4
     return " ".join(map(WORDS.__getitem__, draws)).ljust(length)[:length]
 
 
@@ -256,8 +256,8 @@ def _blocks(runs: Iterable[int]) -> Iterator[int]:
 def prompt_text(request: Request) -> str:
     """The prompt: exactly BYTES_PER_TOKEN ASCII letters and spaces a token.
 
-    Two requests of one trace start with the same bytes as far as their blocks agree (or their tenant's
-    prefix goes); what no block covers is text of this request alone.
+    Two requests of one trace start with the same bytes as far as their blocks agree (or their
+    tenant's prefix goes); what no block covers is text of this request alone.
     """
     left = request.prompt_tokens * BYTES_PER_TOKEN
     size = request.block_tokens * BYTES_PER_TOKEN
