@@ -1,0 +1,154 @@
+"""Weights out: the blob that core's policy `lodestar` loads, and its reader.
+
+Little endian, nothing between the parts and nothing after them:
+
+    u32 magic | u32 format | u64 schema hash | u32 version | u32 W | u32 L
+    u32 dims[L + 1]                      if L > 0; dims[0] = W, dims[L] = 1
+    f32 bound                            of the network's output, log factor
+    f32 linear[W]
+    f32 clip_low[W] clip_high[W]         if L > 0, and all below: the network's inputs are clipped
+    f32 range_low[W] range_high[W]       seen in training: a row outside gets no correction
+    f32 weight[out][in], f32 bias[out]   for each layer; ReLU between layers
+
+Prediction for a row x: max(linear . x, 1e-4) exp(clip(net(clip(x)), -bound, bound)) seconds.
+The standardisation of training is folded into the first layer, so the core has no normaliser.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lodestar_fast import features
+from lodestar_fast.errors import BlobError
+
+Array = NDArray[np.float32]
+
+MAGIC: Final = 0x4C535742
+FORMAT: Final = 1
+HEADER: Final = struct.Struct("<IIQIII")
+MAX_LAYERS: Final = 4
+MAX_HIDDEN: Final = 128
+
+
+class Network(NamedTuple):
+    """The correction in units of rows; layers: (out, in) weight and (out,) bias, first to last."""
+
+    clip_low: Array
+    clip_high: Array
+    range_low: Array
+    range_high: Array
+    layers: list[tuple[Array, Array]]
+
+
+class Blob(NamedTuple):
+    """The contents of a weight blob. network is None for a linear one."""
+
+    version: int
+    linear: Array
+    bound: float
+    network: Network | None
+
+    def predict(self, x: Array) -> NDArray[np.float64]:
+        """Seconds for rows (n, W): what the core computes, as a reference for tests."""
+        out = np.maximum(x.astype(np.float64) @ self.linear.astype(np.float64), 1e-4)
+        if self.network is None:
+            return out
+        n = self.network
+        z = np.clip(x, n.clip_low, n.clip_high).astype(np.float64)
+        for i, (weight, bias) in enumerate(n.layers):
+            z = (np.maximum(z, 0.0) if i else z) @ weight.T.astype(np.float64) + bias
+        inside = ((x >= n.range_low) & (x <= n.range_high)).all(axis=1)
+        return out * np.exp(np.where(inside, np.clip(z[:, 0], -self.bound, self.bound), 0.0))
+
+
+def fold(
+    layers: list[tuple[Array, Array]], mean: NDArray[Any], inverse_std: NDArray[Any]
+) -> list[tuple[Array, Array]]:
+    """The layers with the standardisation z = (x - mean) inverse_std inside the first one."""
+    weight, bias = (part.astype(np.float64) for part in layers[0])
+    weight = weight * inverse_std
+    bias = bias - weight @ mean
+    return [(weight.astype(np.float32), bias.astype(np.float32)), *layers[1:]]
+
+
+def pack(blob: Blob) -> bytes:
+    """The bytes of a blob. Raises BlobError if the core would refuse them."""
+    width, network = features.WIDTH, blob.network
+    layers = network.layers if network else []
+    head = HEADER.pack(MAGIC, FORMAT, features.SCHEMA_HASH, blob.version, width, len(layers))
+    parts: list[bytes] = [head]
+    if layers:
+        dims = [width, *(len(bias) for _, bias in layers)]
+        parts.append(struct.pack(f"<{len(dims)}I", *dims))
+    parts += [struct.pack("<f", blob.bound), _floats(blob.linear)]
+    if network:
+        parts += [_floats(part) for part in network[:4]]
+        parts += [_floats(part) for layer in layers for part in layer]
+    data = b"".join(parts)
+    parse(data)
+    return data
+
+
+def _floats(values: NDArray[Any]) -> bytes:
+    return np.ascontiguousarray(values, "<f4").tobytes()
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int, kind: str = "<f4") -> NDArray[Any]:
+        """The next count numbers of four bytes."""
+        end = self.at + 4 * count
+        if end > len(self.data):
+            raise BlobError(f"weight blob of {len(self.data)} bytes is cut short")
+        out = np.frombuffer(self.data, kind, count, self.at)
+        self.at = end
+        return out
+
+
+def parse(data: bytes) -> Blob:
+    """Read a blob by the rules of the core. Raises BlobError naming what does not fit."""
+    if len(data) < HEADER.size:
+        raise BlobError(f"weight blob of {len(data)} bytes has no header")
+    magic, format_, schema, version, width, depth = HEADER.unpack_from(data)
+    if magic != MAGIC or format_ != FORMAT:
+        raise BlobError(f"weight blob has magic {magic:#x}, format {format_}")
+    if schema != features.SCHEMA_HASH or width != features.WIDTH:
+        raise BlobError(f"weight blob has feature schema {schema:#x} of {width} columns")
+    if depth > MAX_LAYERS:
+        raise BlobError(f"weight blob has {depth} layers, more than {MAX_LAYERS}")
+    reader = _Reader(data)
+    reader.at = HEADER.size
+    dims = reader.take(depth + 1, "<u4").tolist() if depth else []
+    if depth and (dims[0] != width or dims[-1] != 1 or not all(0 < d <= MAX_HIDDEN for d in dims)):
+        raise BlobError(f"weight blob has layers of {dims}")
+    bound = float(reader.take(1)[0])
+    linear = reader.take(width)
+    network = None
+    if depth:
+        clip_low, clip_high, range_low, range_high = (reader.take(width) for _ in range(4))
+        layers = [
+            (reader.take(a * b).reshape(b, a), reader.take(b))
+            for a, b in zip(dims[:-1], dims[1:], strict=True)
+        ]
+        network = Network(clip_low, clip_high, range_low, range_high, layers)
+    if reader.at != len(data):
+        raise BlobError(f"weight blob has {len(data) - reader.at} bytes too many")
+    _check_finite(bound, linear, network)
+    return Blob(version, linear, bound, network)
+
+
+def _check_finite(bound: float, linear: Array, network: Network | None) -> None:
+    numbers: list[NDArray[Any]] = [np.array([bound]), linear]
+    if network:
+        numbers += [network.clip_low, network.clip_high]
+        numbers += [part for layer in network.layers for part in layer]
+        if np.isnan(network.range_low).any() or np.isnan(network.range_high).any():
+            raise BlobError("weight blob has a range that is not a number")
+    if not all(np.isfinite(part).all() for part in numbers) or bound < 0:
+        raise BlobError("weight blob has a number that is not finite")

@@ -1,0 +1,136 @@
+"""The physical model of a time to first token: a sum of waits, each at least zero.
+
+    T = th . x        seconds; x a feature row (csrc/features.h), th >= 0
+
+Its terms are times or close to proportional to times (own work, work queued ahead, attention over
+what decodes, KV pressure). Two things follow, and both are the reason for it: a longer queue can
+never look better, whatever the data, and outside the data it extrapolates as queues do. A free
+regression on the same rows does neither: in a healthy fleet queues are nearly always empty, the
+columns that tell of them nearly collinear, so it finds large coefficients of opposite signs; one
+burst later a long queue looks attractive, and since what waits gives no label, stays so.
+
+Fit: least squares in relative error, with the labels y and weights w of reward.py. Older rows fade
+with a time constant of 200 s on the samples' own clock, and a ridge pulls toward the prior: 20 ms,
+plus the own work, plus the queue. Only the normal equations are kept:
+
+    A = sum w x x'      b = sum w x y
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lodestar_fast import features
+from lodestar_fast.learner import reward
+
+Vector = NDArray[np.float64]
+
+FADE_SECONDS: Final = 200.0
+SWEEPS: Final = 40
+LEAST: Final = 1e-4  # seconds; a prediction is never below, in the core as here
+
+
+class Term(NamedTuple):
+    """One column that takes part: where it is pulled to, how hard, and its limits."""
+
+    column: str
+    prior: float
+    ridge: float
+    low: float = 0.0
+    high: float = np.inf
+
+
+# Work and queue are measured in seconds already, by each instance's own speed: a coefficient other
+# than 1 would only correct what the speed estimate is there for. Left free in [0.8, 1.25] they move
+# with the load, and at saturation that costs (the trials: 512 ms for 447).
+TERMS: Final = (
+    Term("base", 0.02, 20.0),
+    Term("own_seconds", 1.0, 20.0, 1.0, 1.0),
+    Term("queue_seconds", 1.0, 20.0, 1.0, 1.0),
+    Term("prefill_seconds", 0.0, 5.0),
+    Term("work_context", 0.0, 5.0),
+    Term("decode_context", 0.0, 5.0),
+    Term("decode_seconds", 0.0, 5.0),
+    Term("kv_overflow", 0.0, 5.0),
+    Term("overdue_seconds", 0.0, 5.0),
+    Term("inter_token_seconds", 0.0, 5.0),
+)
+
+
+class LinearModel:
+    """Normal equations over TERMS, and the coefficients that solve them.
+
+    coefficients: (W,) in the order of the feature table, 0 for columns that take no part.
+    """
+
+    def __init__(self, terms: tuple[Term, ...] = TERMS) -> None:
+        self.columns = np.array([features.INDEX[t.column] for t in terms])
+        self.prior: Vector = np.array([t.prior for t in terms])
+        self.ridge: Vector = np.array([t.ridge for t in terms])
+        self.low: Vector = np.array([t.low for t in terms])
+        self.high: Vector = np.array([t.high for t in terms])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every sample."""
+        n = len(self.columns)
+        self.a: Vector = np.zeros((n, n))
+        self.b: Vector = np.zeros(n)
+        self.time: float | None = None  # of the newest sample in the sums, seconds
+        self.theta: Vector = self.prior.copy()
+
+    @property
+    def coefficients(self) -> Vector:
+        out: Vector = np.zeros(features.WIDTH)
+        out[self.columns] = self.theta
+        return out
+
+    def add(self, x: NDArray[np.float32], ttft: NDArray[np.float32], time: Vector) -> None:
+        """Enter samples: x (n, W), ttft (n,) seconds, time (n,) seconds of the first token."""
+        if not len(x):
+            return
+        work = x[:, [features.INDEX["own_seconds"], features.INDEX["queue_seconds"]]]
+        work = work.sum(axis=1, dtype=np.float64)
+        newest = float(time.max())
+        if self.time is None:
+            self.time = newest
+        if newest > self.time:
+            self._fade(newest - self.time)
+            self.time = newest
+        weight = np.exp((time - self.time) / FADE_SECONDS) * reward.weight(work)
+        rows = x[:, self.columns].astype(np.float64)
+        self.a += rows.T @ (rows * weight[:, None])
+        self.b += rows.T @ (weight * reward.label(ttft, work))
+
+    def _fade(self, seconds: float) -> None:
+        factor = np.exp(-seconds / FADE_SECONDS)
+        self.a *= factor
+        self.b *= factor
+
+    def solve(self) -> None:
+        """Coefficients that minimise the weighted error plus the ridge, inside their limits.
+
+        Coordinate descent on a convex quadratic with box limits; it starts from the last solution,
+        so it converges within a few sweeps.
+        """
+        a, target = self.a, self.b + self.ridge * self.prior
+        diagonal = np.diag(a) + self.ridge
+        theta = np.clip(self.theta, self.low, self.high)
+        for _ in range(SWEEPS):
+            moved = 0.0
+            for j in range(len(theta)):
+                rest = a[j] @ theta - a[j, j] * theta[j]
+                best = (target[j] - rest) / diagonal[j]
+                best = min(max(best, self.low[j]), self.high[j])
+                moved = max(moved, abs(best - theta[j]))
+                theta[j] = best
+            if not moved > 1e-7:
+                break
+        self.theta = theta
+
+    def predict(self, x: NDArray[np.float32]) -> Vector:
+        """Seconds to the first token for rows (n, W)."""
+        return np.maximum(x[:, self.columns].astype(np.float64) @ self.theta, LEAST)

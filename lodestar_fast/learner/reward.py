@@ -1,0 +1,44 @@
+"""What a measurement teaches: the one place that turns measurements into things to learn.
+
+The reward of a decision is its time to the first token, negated. Both models learn the time itself
+(the policy takes the least), each in the form that suits it. Samples hold measurements, not
+rewards, so another reward is a change of this file and of nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+BASE_SECONDS: Final = 0.03  # about one iteration of an engine: no answer is relatively exact below
+CAP_FACTOR: Final = 10.0
+CAP_SECONDS: Final = 0.3
+BOUND: Final = math.log(2.0)  # of the network's correction as served, log factor
+TARGET_BOUND: Final = 1.5  # of what it is taught, log factor
+
+
+def label(ttft: NDArray[Any], work: Vector) -> Vector:
+    """Seconds for the physical model: measured, but at most ten times what the work explains.
+
+    A stalled engine or a client's trick can then not outweigh a minute of ordinary answers.
+    work: seconds of work in front of the first token (own and queued).
+    """
+    return np.minimum(ttft.astype(np.float64), CAP_FACTOR * (BASE_SECONDS + work) + CAP_SECONDS)
+
+
+def weight(work: Vector) -> Vector:
+    """Weight of a label: errors count in relation to the work, never to the label itself."""
+    out: Vector = 1.0 / (BASE_SECONDS + work) ** 2
+    return out
+
+
+def target(ttft: NDArray[Any], physical: Vector) -> NDArray[np.float32]:
+    """What the network is to say: log of measured over physical time (both seconds), bounded."""
+    ratio = np.log(np.maximum(ttft, 1e-4) / physical)
+    out: NDArray[np.float32] = np.clip(ratio, -TARGET_BOUND, TARGET_BOUND).astype(np.float32)
+    return out

@@ -1,0 +1,334 @@
+"""The learner's two drivers: a background thread for the proxy, and inline for the simulator.
+
+ThreadLearner shares nothing with the event loop but two bounded queues of bytes. Its thread lowers
+its own priority, imports numpy and torch itself, and pauses between steps: one thread of Python in
+a hurry would make every request wait for the GIL's switch interval, twice. Whatever happens in the
+thread (an exception, a hang, its death), submit() and poll() go on as before and never wait, and
+the router keeps the weights it has.
+
+No locks: deque.append and popleft are atomic, each side only ever does one of them, and a thread at
+low priority that is preempted inside a lock would hold up the event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from lodestar_fast.config import LearnerConfig
+from lodestar_fast.errors import BlobError
+
+if TYPE_CHECKING:
+    from lodestar_fast.learner.checkpoint import State
+    from lodestar_fast.learner.model import Correction
+    from lodestar_fast.learner.train import Trainer
+
+Hook = Callable[["Trainer"], None]
+
+log = logging.getLogger("lodestar.learner")
+
+QUEUED_BATCHES: Final = 32  # half a minute of ticks; a full drain is 1.1 MB
+PAUSE: Final = 0.002  # seconds between two steps, in which the event loop has the GIL to itself
+BUDGET: Final = 0.5  # of a round's time that its steps may take
+CHECKPOINT_SECONDS: Final = 30.0
+COMPLAINT_SECONDS: Final = 60.0  # between two log lines about a folder that cannot be written
+STALLED_SECONDS: Final = 60.0  # without a sign of life: reported as failed
+LONGEST_BACKOFF: Final = 60.0
+JOIN_SECONDS: Final = 5.0
+
+
+def _network(config: LearnerConfig) -> Correction | None:
+    """The network the configuration asks for. Raises ImportError without torch."""
+    if config.model == "linear":
+        return None
+    import torch
+
+    from lodestar_fast import features
+    from lodestar_fast.learner.model import Correction
+
+    # One thread of its own is what the learner is given: the cores belong to the proxy.
+    torch.set_num_threads(1)
+    network = Correction(features.WIDTH, seed=config.learner_seed)
+    # The first step of an optimiser imports as much as torch itself; here it disturbs nobody.
+    import numpy as np
+
+    network.step(np.zeros((2, features.WIDTH), np.float32), np.zeros(2, np.float32))
+    network.reset()
+    return network
+
+
+def _describe(trainer: Trainer | None) -> dict[str, Any]:
+    """The part of status() that both drivers share."""
+    if trainer is None:
+        return {"rounds": 0, "samples": {}, "version": 0, "validation_errors": 0, "corrects": False}
+    linear, corrected = trainer.errors
+    return {
+        "rounds": trainer.rounds,
+        "samples": dict(trainer.buffer.counts),
+        "version": trainer.version,
+        "validation_errors": trainer.refusals,
+        "corrects": trainer.corrects,
+        "log_error_linear": linear,
+        "log_error_corrected": corrected,
+    }
+
+
+class InlineLearner:
+    """Learns inside submit(), once in every round_seconds of the samples' own time.
+
+    Deterministic: the same batches give the same blobs. An exception in training propagates, for a
+    simulation must not go on with a broken learner.
+    """
+
+    def __init__(self, config: LearnerConfig, state_dir: str = "") -> None:
+        from lodestar_fast.learner import checkpoint
+        from lodestar_fast.learner.train import Trainer
+
+        self._trainer = Trainer(config, _network(config))
+        self._round_seconds = config.round_seconds
+        self._period = -1  # the newest one, of round_seconds each, that has had its round
+        self._state_dir = state_dir
+        self._blob: bytes | None = None
+        self._refused = 0
+        self._closed = False
+        if state_dir and (state := checkpoint.load(state_dir)):
+            self._trainer.restore(state)
+            self._blob = state.blob
+
+    def submit(self, samples: bytes) -> None:
+        """Take a batch, and learn if it is time. A batch that does not fit is counted."""
+        try:
+            self._trainer.add(samples)
+        except BlobError:
+            self._refused += 1
+            return
+        newest = self._trainer.buffer.newest
+        if newest >= self._round_seconds * (self._period + 1):
+            self._period = int(newest / self._round_seconds)
+            self._blob = self._trainer.round() or self._blob
+
+    def poll(self) -> bytes | None:
+        blob, self._blob = self._blob, None
+        return blob
+
+    def status(self) -> dict[str, Any]:
+        ready = self._trainer.ready
+        return {
+            "state": "closed" if self._closed else "training" if ready else "gathering",
+            "train_seconds": 0.0,
+            "batches_refused": self._refused,
+            "batches_dropped": 0,
+            "last_error": self._trainer.refusal,
+            **_describe(self._trainer),
+        }
+
+    def close(self) -> None:
+        from lodestar_fast.learner import checkpoint
+
+        if self._state_dir and self._trainer.blob and not self._closed:
+            checkpoint.save(self._state_dir, self._trainer.state())
+        self._closed = True
+
+
+class ThreadLearner:
+    """Learns in a thread of its own, every round_seconds, from the moment it is made.
+
+    before_round: for tests, called in the thread with the trainer before each round; may raise,
+    block or spoil the trainer. backoff: seconds before the first restart after an exception,
+    doubled up to a minute while exceptions go on.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        state_dir: str = "",
+        *,
+        before_round: Hook | None = None,
+        backoff: float = 1.0,
+    ) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._before_round = before_round
+        self._backoff = backoff
+        self._batches: deque[bytes] = deque(maxlen=QUEUED_BATCHES)
+        self._blobs: deque[bytes] = deque(maxlen=1)
+        self._stop = threading.Event()
+        self._trainer: Trainer | None = None
+        self._snapshot: State | None = None  # of the last round that went well
+        self._state = "importing"
+        self._last_error = ""
+        self._dropped = self._refused = self._restarts = 0
+        self._train_seconds = 0.0
+        self._alive_at = time.monotonic()
+        self._saved_at = time.monotonic()
+        self._complained_at = float("-inf")
+        self._thread = threading.Thread(target=self._run, name="lodestar-learner", daemon=True)
+        self._thread.start()
+
+    # -- the event loop's side --
+
+    def submit(self, samples: bytes) -> None:
+        """Queue a batch. Of more than the queue holds, the oldest goes, counted."""
+        if len(self._batches) == QUEUED_BATCHES:
+            self._dropped += 1
+        self._batches.append(samples)
+
+    def poll(self) -> bytes | None:
+        try:
+            return self._blobs.popleft()
+        except IndexError:
+            return None
+
+    def status(self) -> dict[str, Any]:
+        state, error = self._state, self._last_error
+        silent = time.monotonic() - self._alive_at
+        if state not in ("closed", "failed", "importing") and silent > STALLED_SECONDS:
+            state, error = "failed", f"no sign of life for {silent:.0f} s"
+        return {
+            "state": state,
+            "train_seconds": self._train_seconds,
+            "batches_refused": self._refused,
+            "batches_dropped": self._dropped,
+            "restarts": self._restarts,
+            "last_error": error,
+            **_describe(self._trainer),
+        }
+
+    def close(self) -> None:
+        """Stop the thread; it writes a checkpoint on its way out. Waits a few seconds at most."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(JOIN_SECONDS)
+            if self._thread.is_alive():
+                log.warning("learner did not stop within %.0f s; left behind", JOIN_SECONDS)
+        self._state = "closed"
+
+    # -- the thread's side --
+
+    def _run(self) -> None:
+        """Work; after an exception begin anew from the last good round, ever more patiently."""
+        self._lower_priority()
+        delay = self._backoff
+        while not self._stop.is_set():
+            started = time.monotonic()
+            try:
+                self._work()
+            except BaseException as e:  # SystemExit too: nothing may end this thread but close()
+                self._state = "failed"
+                self._last_error = f"{type(e).__name__}: {e}"
+                if time.monotonic() - started > LONGEST_BACKOFF:
+                    delay = self._backoff  # it had been going well
+                log.exception("learner failed; next try in %.1f s", delay)
+                self._stop.wait(delay)
+                delay = min(2.0 * delay, LONGEST_BACKOFF)
+                self._restarts += 1
+
+    def _lower_priority(self) -> None:
+        # On Linux a priority belongs to a thread. Lowering needs no right; elsewhere it may fail.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._config.niceness)
+
+    def _work(self) -> None:
+        """Import, take up the last state, then a round every round_seconds until closed."""
+        self._state = "importing"
+        trainer = self._begin()
+        self._trainer = trainer
+        self._state = "training" if trainer.blob else "gathering"
+        while not self._stop.wait(self._config.round_seconds):
+            self._alive_at = time.monotonic()
+            self._take(trainer)
+            if self._before_round:
+                self._before_round(trainer)
+            started = time.thread_time()
+            blob = trainer.round(self._pacer())
+            self._train_seconds += time.thread_time() - started
+            if trainer.refusal:
+                self._last_error, trainer.refusal = trainer.refusal, ""
+                log.warning("learner published nothing: %s", self._last_error)
+            if blob is not None:
+                self._blobs.append(blob)
+                self._snapshot = trainer.state()
+                self._state = "training"
+            if time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS:
+                self._save()
+        self._save()
+
+    def _begin(self) -> Trainer:
+        """A trainer with the last good state, if there is one in memory or on disk."""
+        from lodestar_fast.learner.quiet import preload_torch, quiet
+
+        with quiet():
+            # numpy and our modules first: small, and needed with either model.
+            from lodestar_fast.learner.train import Trainer
+
+            network = None
+            try:
+                if self._config.model != "linear":
+                    preload_torch()
+                network = _network(self._config)
+            except ImportError as e:
+                self._last_error = f"learning without a network: {e}"
+                log.warning("%s", self._last_error)
+        trainer = Trainer(self._config, network)
+        state = self._snapshot or self._load()
+        if state is not None:
+            try:
+                trainer.restore(state)
+            except BlobError as e:
+                self._last_error = f"cold start: {e}"
+                log.warning("%s", self._last_error)
+            else:
+                self._blobs.append(trainer.blob)
+        return trainer
+
+    def _take(self, trainer: Trainer) -> None:
+        """Feed what was queued; a batch that does not fit is counted and left."""
+        for _ in range(len(self._batches)):
+            try:
+                trainer.add(self._batches.popleft())
+            except BlobError as e:
+                self._refused += 1
+                self._last_error = str(e)
+
+    def _pacer(self) -> Callable[[], bool]:
+        """What a round asks between steps: pauses, and says whether time is left."""
+        until = time.monotonic() + max(BUDGET * self._config.round_seconds, PAUSE)
+
+        def more() -> bool:
+            self._alive_at = time.monotonic()
+            return not self._stop.wait(PAUSE) and time.monotonic() < until
+
+        return more
+
+    def _load(self) -> State | None:
+        from lodestar_fast.learner import checkpoint
+
+        if not self._state_dir:
+            return None
+        try:
+            return checkpoint.load(self._state_dir)
+        except (BlobError, OSError) as e:
+            self._last_error = f"cold start: {e}"
+            log.warning("%s", self._last_error)
+            return None
+
+    def _save(self) -> None:
+        """Write a checkpoint of the last good round, if there is a folder and was such a round."""
+        from lodestar_fast.learner import checkpoint
+
+        if not self._state_dir or self._snapshot is None:
+            return
+        self._saved_at = time.monotonic()
+        try:
+            checkpoint.save(self._state_dir, self._snapshot)
+        except OSError as e:
+            self._last_error = f"no checkpoint: {e}"
+            if self._saved_at - self._complained_at >= COMPLAINT_SECONDS:
+                self._complained_at = self._saved_at
+                log.warning("%s", self._last_error)

@@ -1,0 +1,262 @@
+"""One round of learning, from the samples that came to a blob worth publishing.
+
+    fresh samples -> judge the network on them (it has not seen them)
+                  -> enter them in the physical model's sums, solve
+                  -> a few steps of the network on the ring
+                  -> check -> blob
+
+Validation is progressive: every sample is first predicted, then learned from, so all data both
+tests and trains. The network is exported only while its running error on samples it had not seen
+is below that of the physical model alone; else the blob is linear. Numbers that are not finite or
+beyond any meaning never leave: the part that has them starts anew and the round publishes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lodestar_fast import features
+from lodestar_fast.config import LearnerConfig
+from lodestar_fast.errors import BlobError
+from lodestar_fast.learner import export, reward
+from lodestar_fast.learner.buffer import Buffer
+from lodestar_fast.learner.checkpoint import State
+from lodestar_fast.learner.linear import LinearModel
+
+if TYPE_CHECKING:
+    from lodestar_fast.learner.model import Correction
+
+Rows = NDArray[np.float32]
+Vector = NDArray[np.float64]
+
+STEPS: Final = 16  # of the network in a round
+BATCH: Final = 128
+LEAST_STD: Final = 1e-4  # a column that varies less is constant: the network does not see it
+CLIP: Final = 3.0  # standard deviations: how far the network is asked to extrapolate
+JUDGED: Final = 64.0  # samples the network must have been judged on
+MEMORY: Final = 500.0  # samples after which a judgement has faded to 1/e
+MAX_COEFFICIENT: Final = 1e3  # seconds for a feature of size 1: a quarter of an hour
+MAX_WEIGHT: Final = 100.0  # of the network, standardised inputs; it starts at 0.5 and stays near
+
+
+def always() -> bool:
+    return True
+
+
+class Trainer:
+    """All that is learned. One thread owns it.
+
+    network: learned on top of the physical model, or None for the physical model alone.
+    """
+
+    def __init__(self, config: LearnerConfig, network: Correction | None) -> None:
+        self.buffer = Buffer()
+        self.linear = LinearModel()
+        self.network = network
+        self.version = 0
+        self.rounds = 0
+        self.refusals = 0  # rounds that published nothing because a check failed
+        self.refusal = ""  # why the last of them did not
+        self.blob = b""  # the last one that passed every check
+        self._min_samples = config.min_samples
+        self._draw = np.random.Generator(np.random.PCG64(config.learner_seed))
+        width = features.WIDTH
+        self._mean: Vector = np.zeros(width)
+        self._std: Vector = np.zeros(width)
+        self._low: Vector = np.full(width, np.inf)
+        self._high: Vector = np.full(width, -np.inf)
+        self._earlier: tuple[Vector, Vector, Vector, Vector] | None = None
+        self._losses: Vector = np.zeros(3)  # linear, with network, weight: fading sums
+
+    def add(self, samples: bytes) -> int:
+        """Take a batch, return how many first tokens it held. Raises BlobError."""
+        return self.buffer.add(samples)
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.blob) or self.buffer.total >= self._min_samples
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """Mean absolute log error on unseen samples: physical model, and with the network."""
+        weight = max(float(self._losses[2]), 1e-9)
+        return float(self._losses[0]) / weight, float(self._losses[1]) / weight
+
+    def round(self, more: Callable[[], bool] = always) -> bytes | None:
+        """Learn from what came; a new blob, or None if there is nothing new to publish.
+
+        more: asked between steps; may pause, and answers whether there is time for another one.
+        """
+        fresh = self.buffer.fresh()
+        if not len(fresh):
+            return None
+        x, ttft = self.buffer.x[fresh], self.buffer.ttft[fresh]
+        self.buffer.settle()
+        self.rounds += 1
+        if self.network is not None:
+            self._judge(self.network, x, ttft)
+        self.linear.add(x, ttft, self.buffer.time[fresh])
+        more()
+        self.linear.solve()
+        theta = self.linear.theta
+        if not (np.isfinite(theta).all() and float(np.abs(theta).max()) <= MAX_COEFFICIENT):
+            self.linear.reset()
+            self._refuse(f"physical model has coefficients {theta.tolist()}")
+            return None
+        if not self.ready:
+            return None
+        if self.network is not None and not self._train(self.network, more):
+            self.network.reset()
+            self._losses[:] = 0.0
+            self._refuse("network has weights that are not finite or too large")
+            return None
+        return self._publish()
+
+    def _refuse(self, why: str) -> None:
+        self.refusals += 1
+        self.refusal = why
+
+    def _judge(self, network: Correction, x: Rows, ttft: Rows) -> None:
+        """Enter the errors of both models on samples neither has seen."""
+        if not self._std.any():
+            return
+        wanted = reward.target(ttft, self.linear.predict(x))
+        factor = network.log_factor(self._standardise(x))
+        inside = ((x >= self._low) & (x <= self._high)).all(axis=1)
+        errors = np.abs(wanted), np.abs(wanted - np.where(inside, factor, 0.0))
+        self._losses *= np.exp(-len(x) / MEMORY)
+        self._losses += [errors[0].sum(), errors[1].sum(), len(x)]
+
+    def _train(self, network: Correction, more: Callable[[], bool]) -> bool:
+        """Some steps on random batches of the ring. Returns whether the weights are sound."""
+        n = len(self.buffer)
+        self._measure(self.buffer.x[:n])
+        z = self._standardise(self.buffer.x[:n])
+        wanted = reward.target(self.buffer.ttft[:n], self.linear.predict(self.buffer.x[:n]))
+        for _ in range(STEPS):
+            if not more():
+                break
+            pick = self._draw.integers(0, n, BATCH)
+            network.step(z[pick], wanted[pick])
+        return all(
+            np.isfinite(part).all() and float(np.abs(part).max()) <= MAX_WEIGHT
+            for layer in network.weights()
+            for part in layer
+        )
+
+    def _measure(self, x: Rows) -> None:
+        """Mean, deviation and range of the ring's columns.
+
+        What a checkpoint says of them stands in for the rows the ring still lacks.
+        """
+        mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
+        if self._earlier is not None and len(x) < self.buffer.capacity:
+            mean0, std0, low0, high0 = self._earlier
+            share = len(x) / self.buffer.capacity
+            square = share * (std**2 + mean**2) + (1.0 - share) * (std0**2 + mean0**2)
+            mean = share * mean + (1.0 - share) * mean0
+            std = np.sqrt(np.maximum(square - mean**2, 0.0))
+            low, high = np.minimum(low, low0), np.maximum(high, high0)
+        self._mean, self._std, self._low, self._high = mean, std, low, high
+
+    @property
+    def _inverse_std(self) -> Vector:
+        return np.where(self._std > LEAST_STD, 1.0 / np.maximum(self._std, LEAST_STD), 0.0)
+
+    def _standardise(self, x: Rows) -> Rows:
+        z = (x - self._mean) * self._inverse_std
+        return np.clip(z, -CLIP, CLIP).astype(np.float32)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the network is good enough to be exported."""
+        linear, corrected, weight = self._losses.tolist()
+        return self.network is not None and weight >= JUDGED and corrected < linear
+
+    def _publish(self) -> bytes | None:
+        """A blob of the present weights, as the next version."""
+        from_network = None
+        bound = 0.0
+        if self.network is not None and self.corrects:
+            bound = reward.BOUND
+            reach = CLIP * self._std
+            from_network = export.Network(
+                clip_low=(self._mean - reach).astype(np.float32),
+                clip_high=(self._mean + reach).astype(np.float32),
+                range_low=self._low.astype(np.float32),
+                range_high=self._high.astype(np.float32),
+                layers=export.fold(self.network.weights(), self._mean, self._inverse_std),
+            )
+        linear = self.linear.coefficients.astype(np.float32)
+        try:
+            blob = export.pack(export.Blob(self.version + 1, linear, bound, from_network))
+        except BlobError as e:
+            self._refuse(str(e))
+            return None
+        self.version += 1
+        self.blob = blob
+        return blob
+
+    def state(self) -> State:
+        """What a checkpoint keeps."""
+        layers = self.network.weights() if self.network is not None else []
+        return State(
+            version=self.version,
+            blob=self.blob,
+            normal_a=self.linear.a.tobytes(),
+            normal_b=self.linear.b.tobytes(),
+            theta=self.linear.theta.tobytes(),
+            mean=self._mean.tobytes(),
+            std=self._std.tobytes(),
+            low=self._low.tobytes(),
+            high=self._high.tobytes(),
+            network=tuple(part.tobytes() for layer in layers for part in layer),
+            losses=tuple(self._losses.tolist()),
+        )
+
+    def restore(self, state: State) -> None:
+        """Take up where a checkpoint left off. Raises BlobError, and then nothing is taken."""
+        export.parse(state.blob)
+        n, width = len(self.linear.columns), features.WIDTH
+        a = _vector(state.normal_a, n * n).reshape(n, n)
+        b, theta = _vector(state.normal_b, n), _vector(state.theta, n)
+        rows = [_vector(part, width) for part in (state.mean, state.std)]
+        # The range is infinite until the network has been trained once.
+        rows += [_vector(part, width, finite=False) for part in (state.low, state.high)]
+        if self.network is not None and state.network:
+            self.network.set_weights(_layers(state.network, self.network))
+            self._losses[:] = state.losses
+        self.linear.a, self.linear.b, self.linear.theta = a, b, theta
+        self._mean, self._std, self._low, self._high = rows
+        if self._std.any():
+            self._earlier = (rows[0], rows[1], rows[2], rows[3])
+        self.version, self.blob = state.version, state.blob
+
+
+def _vector(data: bytes, count: int, finite: bool = True, kind: str = "<f8") -> NDArray[Any]:
+    """A writable array of count numbers. Raises BlobError."""
+    if len(data) != count * np.dtype(kind).itemsize:
+        raise BlobError(f"checkpoint has {len(data)} bytes where {count} numbers belong")
+    out = np.frombuffer(data, kind).copy()
+    if not (np.isfinite(out).all() if finite else not np.isnan(out).any()):
+        raise BlobError("checkpoint has a number that is not finite")
+    return out
+
+
+def _layers(parts: tuple[bytes, ...], network: Correction) -> list[tuple[Rows, Rows]]:
+    """A checkpoint's network in the shapes of ours. Raises BlobError if they differ."""
+    shapes = [(weight.shape, bias.shape) for weight, bias in network.weights()]
+    if len(parts) != 2 * len(shapes):
+        raise BlobError(f"checkpoint has a network of {len(parts) // 2} layers")
+    return [
+        (
+            _vector(parts[2 * i], weight[0] * weight[1], kind="<f4").reshape(weight),
+            _vector(parts[2 * i + 1], bias[0], kind="<f4"),
+        )
+        for i, (weight, bias) in enumerate(shapes)
+    ]
