@@ -1,0 +1,31 @@
+from array import array
+
+from _typeshed import ReadableBuffer
+
+def hash_prompt(prompt: ReadableBuffer, block_bytes: int = 64) -> array[int]:
+    """One 64-bit hash (array "Q") for each full block of the prompt, chained.
+
+    Equal hashes at place i mean equal bytes up to the end of block i (up to collisions of 64 bits).
+    Never 0. Stable between processes and runs on machines of one byte order; not cryptographic.
+    """
+
+class BlockPool:
+    """KV blocks of one engine. Requests take and share them through sim/engine only."""
+
+    total: int
+    """Blocks in all; total == used + cached + free, always."""
+    free: int
+    """Blocks that hold nothing worth keeping."""
+    cached: int
+    """Unreferenced blocks that a later prompt can still hit, and that eviction may take."""
+    @property
+    def used(self) -> int:
+        """Blocks referenced by at least one request."""
+    def __init__(self, total: int) -> None: ...
+    def copy(self) -> BlockPool: ...
+    def contains(self, hash: int) -> bool:
+        """Whether a block with this hash can be hit."""
+    def reference_counts(self) -> list[int]:
+        """By block; O(total), for tests."""
+    def eviction_order(self) -> list[int]:
+        """Hashes of unreferenced blocks, next to be taken first, 0 for free ones; for tests."""
