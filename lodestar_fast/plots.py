@@ -133,7 +133,7 @@ def ttft_over_time(
         axes.set_xlabel("time of arrival, seconds from the start")
         axes.set_ylabel(f"mean TTFT of the last {WINDOW_SECONDS:g} s")
         top = axes.get_xaxis_transform()
-        if took_over is not None:
+        if took_over is not None and took_over <= end:
             axes.axvspan(0, took_over, color=SHADE, linewidth=0, zorder=0)
             axes.axvline(took_over, color=SERIES[0], linewidth=1.2, zorder=2)
             axes.annotate(
