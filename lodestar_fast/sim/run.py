@@ -1,0 +1,233 @@
+"""The closed loop in virtual time: the real router and learner, simulated engines.
+
+    requests --> router.route() --> engine.submit()          at arrival
+                 router.observe() <-- engine.step()          iteration end + delay
+                 router.report()  <-- gauges                 every scrape_seconds
+                 tick(router, learner)                       every tick_seconds
+
+The router is as blind as behind the proxy: it sees its own dispatches at once, a token `delay`
+seconds after the iteration that made it, and an engine's gauges only as of the last scrape. Nothing
+here decides anything; nothing in the router or the learner can tell this driver from the proxy. A
+run is a pure function of its arguments: same seed, same outcomes.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lodestar_fast.clock import VirtualClock
+from lodestar_fast.core.policies import Policy
+from lodestar_fast.core.router import Event, Router
+from lodestar_fast.learner import Learner, tick
+from lodestar_fast.sim.blocks import hash_prompt
+from lodestar_fast.sim.engine import Engine
+from lodestar_fast.sim.events import Events
+from lodestar_fast.sim.gpus import EngineSpec
+from lodestar_fast.sim.workload import BYTES_PER_TOKEN, Request, prompt_text
+
+NAN = float("nan")
+
+
+class Job(NamedTuple):
+    """A request with its prompt made: done once, used for every policy."""
+
+    arrival: float  # seconds
+    prompt: bytes
+    hashes: array[int]  # of the prompt's full engine blocks
+    prompt_tokens: int
+    output_tokens: int
+
+
+def make_jobs(requests: Iterable[Request], block: int = 16) -> list[Job]:
+    """Prompts and their engine blocks (`block` tokens each) for the requests of a trace."""
+    jobs = []
+    for r in requests:
+        prompt = prompt_text(r).encode()
+        hashes = hash_prompt(prompt, block * BYTES_PER_TOKEN)
+        jobs.append(Job(r.arrival, prompt, hashes, r.prompt_tokens, max(1, r.output_tokens)))
+    return jobs
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one job. Times in seconds; NaN where it did not come to that."""
+
+    index: int
+    arrival: float
+    slot: int
+    reason: int  # core.Reason
+    predicted: float
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0  # found in the engine's cache
+    hit_tokens: int = 0  # what the router believed
+    ttft: float = NAN
+    e2e: float = NAN
+
+    @property
+    def tpot(self) -> float:
+        """Seconds per output token after the first."""
+        return (self.e2e - self.ttft) / (self.output_tokens - 1) if self.output_tokens > 1 else NAN
+
+
+class Simulation:
+    """One run. Make it, call run() once.
+
+    engines: the fleet, slot i of the router is engine i. delay: seconds between the end of an
+    iteration and the router's seeing its tokens. jitter: spread of the engines' iteration times.
+    calls: (time, call) to be made with this Simulation at that time: faults, joins, drains.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        specs: Sequence[EngineSpec],
+        policy: Policy,
+        learner: Learner | None = None,
+        *,
+        seed: int = 0,
+        delay: float = 0.01,
+        scrape_seconds: float = 0.1,
+        tick_seconds: float = 1.0,
+        jitter: float = 0.0,
+        calls: Iterable[tuple[float, Callable[[Simulation], None]]] = (),
+    ) -> None:
+        self.clock = VirtualClock()
+        self.router = Router(policy, seed=seed, max_instances=max(64, 2 * len(specs)))
+        self.learner = learner
+        self.engines: list[Engine] = []
+        self.outcomes: list[Outcome] = []
+        self._jobs = jobs
+        self._events = Events(self.clock)
+        self._seed, self._jitter = seed, jitter
+        self._delay, self._scrape, self._tick = delay, scrape_seconds, tick_seconds
+        self._planned: list[bool] = []  # by slot: the end of its running iteration is
+        self._tickets: list[int] = []  # by job
+        self._seen: list[int] = []  # by job: tokens the router knows of
+        self._open = 0
+        for spec in specs:
+            self.add(spec)
+        for time, call in calls:
+            self._events.at(time, call, self)
+
+    def add(self, spec: EngineSpec) -> int:
+        """An engine joins now; its slot."""
+        slot = len(self.engines)
+        engine = Engine(spec, seed=self._seed * 1000 + slot, jitter=self._jitter)
+        assert slot == self.router.add_instance(
+            f"{spec.gpu}-{slot}", kv_tokens=spec.kv_tokens, prefix_caching=spec.prefix_caching
+        )
+        self.engines.append(engine)
+        self._planned.append(False)
+        return slot
+
+    def run(self) -> list[Outcome]:
+        """Until the last job is done; outcomes in the order of the jobs."""
+        self._open = len(self._jobs)
+        self._tickets = [0] * self._open
+        self._seen = [0] * self._open
+        if self._jobs:
+            self._events.at(self._jobs[0].arrival, self._arrive, 0)
+        self._events.at(self._scrape, self._report)
+        if self.learner is not None:
+            self._events.at(self._tick, self._learn)
+        while self._open and self._events.step():
+            pass
+        return self.outcomes
+
+    def _arrive(self, index: int) -> None:
+        now, job = self.clock.now(), self._jobs[index]
+        d = self.router.route(job.prompt, now, job.prompt_tokens)
+        self._tickets[index] = d.ticket
+        self.outcomes.append(
+            Outcome(
+                index,
+                now,
+                d.slot,
+                int(d.reason),
+                d.predicted,
+                job.prompt_tokens,
+                job.output_tokens,
+                hit_tokens=d.hit_tokens,
+            )
+        )
+        engine = self.engines[d.slot]
+        engine.submit(index, job.hashes, job.prompt_tokens, job.output_tokens, now)
+        self._plan(d.slot)
+        if index + 1 < len(self._jobs):
+            self._events.at(self._jobs[index + 1].arrival, self._arrive, index + 1)
+
+    def _plan(self, slot: int) -> None:
+        """See to it that the end of an engine's running iteration is on the heap, once."""
+        if not self._planned[slot] and (end := self.engines[slot].next_time()) < float("inf"):
+            self._planned[slot] = True
+            self._events.at(end, self._step, slot)
+
+    def _step(self, slot: int) -> None:
+        engine, now = self.engines[slot], self.clock.now()
+        self._planned[slot] = False
+        made = engine.step(now)
+        for rid, _, finished in made:
+            if finished:
+                self.outcomes[rid].cached_tokens = engine.cached_tokens(rid)
+        if made:
+            self._events.at(now + self._delay, self._deliver, made)
+        self._plan(slot)
+
+    def _deliver(self, made: list[tuple[int, int, bool]]) -> None:
+        """The tokens of one iteration reach the router."""
+        now = self.clock.now()
+        observe, seen = self.router.observe, self._seen
+        for rid, generated, finished in made:
+            ticket, outcome = self._tickets[rid], self.outcomes[rid]
+            if not seen[rid]:
+                outcome.ttft = now - outcome.arrival
+                observe(ticket, Event.FIRST_TOKEN, now)
+            observe(ticket, Event.TOKENS, now, generated - seen[rid])
+            seen[rid] = generated
+            if finished:
+                outcome.e2e = now - outcome.arrival
+                observe(
+                    ticket, Event.USAGE, now, outcome.prompt_tokens, cached=outcome.cached_tokens
+                )
+                observe(ticket, Event.DONE, now, outcome.output_tokens)
+                self._open -= 1
+
+    def _report(self) -> None:
+        now = self.clock.now()
+        for slot, engine in enumerate(self.engines):
+            self.router.report(slot, now, engine.running, engine.waiting, engine.kv_usage)
+        self._events.at(now + self._scrape, self._report)
+
+    def _learn(self) -> None:
+        assert self.learner is not None
+        tick(self.router, self.learner)
+        self._events.at(self.clock.now() + self._tick, self._learn)
+
+
+def summarise(outcomes: Sequence[Outcome], skip_seconds: float = 0.0) -> dict[str, Any]:
+    """Mean and percentiles of TTFT and TPOT in seconds, without what arrived before skip_seconds.
+
+    hit_ratio: share of prompt tokens found in the engines' caches.
+    """
+    counted = [o for o in outcomes if o.arrival >= skip_seconds]
+    prompt = sum(o.prompt_tokens for o in counted)
+    return {
+        "requests": len(counted),
+        "ttft": _distribution(o.ttft for o in counted),
+        "tpot": _distribution(o.tpot for o in counted),
+        "hit_ratio": sum(o.cached_tokens for o in counted) / prompt if prompt else NAN,
+    }
+
+
+def _distribution(values: Iterable[float]) -> dict[str, float]:
+    known = np.array([v for v in values if v == v])
+    if not len(known):
+        return dict.fromkeys(("mean", "p50", "p90", "p99"), NAN)
+    p50, p90, p99 = np.percentile(known, (50, 90, 99)).tolist()
+    return {"mean": float(known.mean()), "p50": p50, "p90": p90, "p99": p99}
