@@ -151,7 +151,7 @@ class Oracle:
         return preempted
 
     def admit(self) -> None:
-        spare = 0 if self.spec.chunked else int(0.01 * self.spec.blocks)
+        spare = 0 if self.spec.chunked else self.spec.blocks // 100
         while self.queue and self.left > 0 and len(self.active) < self.spec.max_seqs:
             job = self.queue[0]
             hits: list[Block] = []

@@ -19,7 +19,7 @@ Two blocks may carry one hash (two requests computed the same prompt at once); t
 from cpython cimport array
 from cython cimport final
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 import array
@@ -54,7 +54,8 @@ def hash_prompt(const unsigned char[::1] prompt not None, int block_bytes=64):
 
 @final
 cdef class BlockPool:
-    def __cinit__(self, int32_t total):
+    def __cinit__(self, int32_t total, bint blank=False):
+        """blank: leave the slab unwritten, for copy()."""
         if total < 1:
             raise ValueError(f"a pool has at least one block, got {total}")
         if total > 1 << 28:
@@ -67,10 +68,13 @@ cdef class BlockPool:
         self.slab_bytes = (
             (total + 1) * (sizeof(uint64_t) + 4 * sizeof(int32_t)) + buckets * sizeof(int32_t)
         )
-        self.slab = calloc(1, self.slab_bytes)
+        self.slab = malloc(self.slab_bytes)
         if self.slab == NULL:
             raise MemoryError
         self.lay_out()
+        if blank:
+            return
+        memset(self.slab, 0, self.slab_bytes)
         cdef int32_t i
         memset(self.bucket, 0xFF, buckets * sizeof(int32_t))  # all -1
         for i in range(total + 1):
@@ -157,7 +161,7 @@ cdef class BlockPool:
         self.previous[self.next[block]] = self.previous[block]
 
     cpdef BlockPool copy(self):
-        cdef BlockPool twin = BlockPool.__new__(BlockPool, self.total)
+        cdef BlockPool twin = BlockPool.__new__(BlockPool, self.total, True)
         memcpy(twin.slab, self.slab, self.slab_bytes)
         twin.free = self.free
         twin.cached = self.cached

@@ -40,7 +40,6 @@ from lodestar_fast.sim.blocks cimport BlockPool, mix
 
 
 cdef uint64_t GOLDEN = 0x9E3779B97F4A7C15  # steps of splitmix64; any odd constant would do
-cdef double WATERMARK = 0.01               # blocks V0 keeps for the decodes it has, as a share
 
 
 @final
@@ -80,7 +79,7 @@ cdef class Request:
 
 @final
 cdef class Engine:
-    def __cinit__(self, spec, uint64_t seed=0, double jitter=0.0):
+    def __cinit__(self, spec, uint64_t seed=0, double jitter=0.0, BlockPool pool=None):
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter must be at least 0 and below 1, got {jitter}")
         self.spec = spec
@@ -88,8 +87,8 @@ cdef class Engine:
         self.s, self.h, self.q = spec.s, spec.h, spec.q
         self.chunked, self.caching = spec.chunked, spec.prefix_caching
         self.budget, self.max_seqs, self.block = spec.max_batched_tokens, spec.max_seqs, spec.block
-        self.pool = BlockPool(spec.blocks)
-        self.watermark = 0 if self.chunked else <int32_t>(WATERMARK * self.pool.total)
+        self.pool = BlockPool(spec.blocks) if pool is None else pool
+        self.watermark = spec.reserved_blocks
         self.slow = 1.0
         self.jitter = jitter
         self.rng = seed
@@ -334,9 +333,10 @@ cdef class Engine:
         return self.pool.used / self.pool.total
 
     cpdef Engine copy(self):
-        cdef Engine twin = Engine.__new__(Engine, self.spec, self.rng, self.jitter)
+        cdef Engine twin = Engine.__new__(
+            Engine, self.spec, self.rng, self.jitter, self.pool.copy()
+        )
         cdef Request r, other
-        twin.pool = self.pool.copy()
         twin.slow = self.slow
         twin.end, twin.last = self.end, self.last
         twin.submitted, twin.waiting = self.submitted, self.waiting

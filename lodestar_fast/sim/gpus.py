@@ -83,9 +83,14 @@ class EngineSpec:
         return self.kv_tokens // self.block
 
     @property
+    def reserved_blocks(self) -> int:
+        """Blocks that admission leaves to the decodes there are: V0's watermark of 1 %."""
+        return 0 if self.chunked else self.blocks // 100
+
+    @property
     def max_model_len(self) -> int:
         """Longest prompt plus output, in tokens: the model's context or what the cache holds."""
-        return min(self.context, self.blocks * self.block)
+        return min(self.context, (self.blocks - self.reserved_blocks) * self.block)
 
     def scaled(self, **factors: float) -> EngineSpec:
         """The same engine with the named coefficients multiplied: scaled(w=1.25, c=0.8)."""

@@ -1,0 +1,158 @@
+"""`lodestar engine`: simulated vLLM engines over real HTTP, in real time.
+
+One process, one event loop, any number of engines, each with a port of its own. Here are the
+options, the listening and the ending; a Replica (sim/engine_replica) drives an engine model by the
+clock, a Connection (sim/engine_connection) speaks HTTP with a client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import uvloop
+
+from lodestar_fast.clock import Clock, MonotonicClock
+from lodestar_fast.errors import ConfigError
+from lodestar_fast.sim.engine import Engine
+from lodestar_fast.sim.engine_connection import Connection
+from lodestar_fast.sim.engine_replica import Replica
+from lodestar_fast.sim.gpus import EngineSpec, parse_fleet, spec
+
+MODEL = "llama-3-8b"
+BACKLOG = 1024  # connections not yet accepted; a load test opens hundreds at once
+
+
+@dataclass
+class Engines:
+    """Running engines. Made by start(); close() ends them and every connection."""
+
+    replicas: list[Replica] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    _servers: list[asyncio.Server] = field(default_factory=list)
+    _connections: set[Connection] = field(default_factory=set)
+
+    async def listen(self, replica: Replica, host: str, port: int) -> None:
+        server = await replica.loop.create_server(
+            lambda: Connection(replica, self._connections), host, port, backlog=BACKLOG
+        )
+        self._servers.append(server)
+        self.replicas.append(replica)
+        bound = server.sockets[0].getsockname()[1]
+        self.urls.append(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
+
+    async def close(self) -> None:
+        """Stop listening and cut what is open, as a killed engine does."""
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.abort()
+        for server in self._servers:
+            await server.wait_closed()
+
+
+async def start(
+    fleet: Sequence[EngineSpec],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    model: str = MODEL,
+    seed: int = 0,
+    jitter: float = 0.0,
+    speedup: float = 1.0,
+    clock: Clock | None = None,
+) -> Engines:
+    """Start an engine for each spec, on ports counting up from port (0: any free ones).
+
+    seed, jitter: of the duration of iterations; engine i has seed + i. ConfigError if a port or
+    the host cannot be had; then nothing is left listening.
+    """
+    engines, clock = Engines(), clock or MonotonicClock()
+    loop = asyncio.get_running_loop()
+    for index, engine_spec in enumerate(fleet):
+        engine = Engine(engine_spec, seed + index, jitter)
+        try:
+            await engines.listen(
+                Replica(engine, model, clock, loop, speedup), host, port + index if port else 0
+            )
+        except OSError as error:
+            await engines.close()
+            raise ConfigError(
+                f"--host {host} --port {port + index if port else 0}: {error.strerror or error}"
+            ) from None
+    return engines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `lodestar engine`."""
+    parser.add_argument("--gpu", help="GPU of all engines (default a30)")
+    parser.add_argument("--count", type=int, help="number of engines (default 1)")
+    parser.add_argument("--fleet", help="instead of the two: COUNTxGPU joined by +, as 2xa30+1xl20")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=8101,
+        help="port of the first engine, the others count up; 0: any free ones (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--model", default=MODEL, help="name of the model served (%(default)s)")
+    parser.add_argument("--kv-tokens", type=int, help="KV cache of each engine, in tokens")
+    parser.add_argument(
+        "--speedup", type=float, default=1.0,
+        help="engine seconds that pass in a second (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jitter", type=float, default=0.0,
+        help="spread of the duration of an iteration, 0 to below 1 (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the jitter (%(default)s)")
+
+
+def fleet_of(args: argparse.Namespace) -> list[EngineSpec]:
+    """The engines that the options ask for. ConfigError names the option that is wrong."""
+    overrides = {} if args.kv_tokens is None else {"kv_tokens": args.kv_tokens}
+    if args.fleet is not None:
+        if args.gpu is not None or args.count is not None:
+            raise ConfigError("--fleet takes the place of --gpu and --count: give one or the other")
+        fleet = parse_fleet(args.fleet, **overrides)
+    else:
+        count = 1 if args.count is None else args.count
+        if count < 1:
+            raise ConfigError(f"--count must be at least 1, got {count}")
+        fleet = [spec(args.gpu or "a30", **overrides)] * count
+    if not 0 <= args.port <= 65_536 - (len(fleet) if args.port else 0):
+        raise ConfigError(f"--port {args.port}: {len(fleet)} engines need ports up to 65535")
+    if not 0 < args.speedup < math.inf:
+        raise ConfigError(f"--speedup must be above 0, got {args.speedup}")
+    if not 0 <= args.jitter < 1:
+        raise ConfigError(f"--jitter must be at least 0 and below 1, got {args.jitter}")
+    if not 0 <= args.seed < 1 << 63:
+        raise ConfigError(f"--seed must be from 0 to 2^63, got {args.seed}")
+    return fleet
+
+
+async def _serve(fleet: Sequence[EngineSpec], args: argparse.Namespace) -> None:
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    engines = await start(
+        fleet, host=args.host, port=args.port, model=args.model, seed=args.seed,
+        jitter=args.jitter, speedup=args.speedup,
+    )  # fmt: skip
+    listing = [
+        {"url": url, "gpu": engine.gpu, "model": args.model}
+        for url, engine in zip(engines.urls, fleet, strict=True)
+    ]
+    print(json.dumps({"engines": listing}), flush=True)
+    await ended.wait()
+    await engines.close()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT. Prints one line of JSON with the URLs once all listen."""
+    fleet = fleet_of(args)
+    uvloop.run(_serve(fleet, args))
+    return 0
