@@ -6,12 +6,14 @@ come from closed sets (instance ids, reasons, paths of the allow-list), never fr
 What is read, all of it required:
 
     counters.snapshot()    requests {(path, status_class, outcome): n}, request_seconds H,
-                           decision_seconds H, retries {reason: n}
+                           decision_seconds H, retries {reason: n}, connections_total,
+                           stale_connections, extra_bytes, upstream_opened
     router.stats()         decisions {reason: n}, predicted_ttft H, prediction_error H, index_bytes,
                            index_evictions, predicted_hit_tokens, delivered_hit_tokens
     router.instance(slot)  inflight, ttft H
     fleet.all              instances: id, url, slot, healthy, draining, failures, ejections, reports
-    learner.status()       state, rounds, training_seconds, samples {kind: n}
+    learner.status()       state, rounds, train_seconds, samples {kind: n}, restarts,
+                           batches_refused, batches_dropped
 
 H is a histogram (bounds, counts, sum) in seconds: upper bounds without +Inf; a count per bucket,
 not cumulative, and one more for +Inf. Reasons and kinds are lower-case strings.
@@ -31,12 +33,14 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 from prometheus_client.metrics_core import Metric
-from prometheus_client.utils import floatToGoString
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Reasons of core.Reason for which a model was asked for and a heuristic decided.
 FALLBACKS = ("guard", "cold", "out_of_range", "error")
+
+# Counters of learner.status() that should stay at 0.
+TROUBLES = ("restarts", "batches_refused", "batches_dropped")
 
 # Samples rendered at a time; about 4 us each.
 _PIECE = 128
@@ -80,7 +84,7 @@ def _histogram(
         running, buckets = 0, []
         for bound, count in zip((*bounds, float("inf")), counts, strict=True):
             running += count
-            buckets.append((floatToGoString(bound), running))
+            buckets.append(("+Inf" if bound == float("inf") else repr(bound), running))
         family.add_metric((key,) if labels else (), buckets, total)
     return family
 
@@ -152,6 +156,27 @@ class Collector:
             "lodestar_client_connections",
             "Open connections of clients.",
             len(self._context.connections),
+        )
+        yield _counter(
+            "lodestar_client_connections_accepted",
+            "Connections of clients since the start.",
+            counts["connections_total"],
+        )
+        yield _gauge(
+            "lodestar_queued_requests",
+            "Requests waiting for a place.",
+            self._context.queued,
+        )
+        yield _counter(
+            "lodestar_engine_connections_opened",
+            "Connections to engines since the start.",
+            counts["upstream_opened"],
+        )
+        yield _counter(
+            "lodestar_engine_connections_dropped",
+            "Kept connections to engines that turned out unusable.",
+            {"stale": counts["stale_connections"], "extra_bytes": counts["extra_bytes"]},
+            ("reason",),
         )
         yield _gauge(
             "lodestar_draining",
@@ -266,8 +291,8 @@ class Collector:
         status = self._learner.status() if self._learner else {}
         rounds = status.get("rounds", 0)
         yield _counter("lodestar_training_rounds", "Training rounds done.", rounds)
-        training = SummaryMetricFamily("lodestar_training_seconds", "Wall time of training rounds.")
-        training.add_metric((), rounds, status.get("training_seconds", 0.0))
+        training = SummaryMetricFamily("lodestar_training_seconds", "CPU time of training rounds.")
+        training.add_metric((), rounds, status.get("train_seconds", 0.0))
         yield training
         yield _counter(
             "lodestar_training_samples",
@@ -279,6 +304,12 @@ class Collector:
             "lodestar_model_version",
             "Version of the weights in use; 0 if none.",
             self._router.policy.version,
+        )
+        yield _counter(
+            "lodestar_learner_troubles",
+            "What went wrong in the learner; requests go on.",
+            {kind: status.get(kind, 0) for kind in TROUBLES},
+            ("kind",),
         )
         yield _gauge(
             "lodestar_learner_state",

@@ -1,0 +1,267 @@
+"""The operator's port: metrics, the engines, the learner's state.
+
+A listener of its own, loopback by default, so that nothing a client of the data port sends can
+reach it. With keys every request must carry one (Authorization: Bearer KEY); without, only a loopback
+peer is answered, and only if it calls us by a loopback name: a web page that has its own name resolve
+to 127.0.0.1, or that posts to us from a browser, is refused.
+
+Head, body, time and the number of connections are bounded; answers are JSON, except /metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import httptools
+import msgspec
+
+from lodestar_fast.errors import ConfigError
+from lodestar_fast.metrics import CONTENT_TYPE, Collector, exposition
+from lodestar_fast.proxy.fleet import Fleet, Instance
+
+log = logging.getLogger(__name__)
+
+HEAD_BYTES = 16 << 10
+_BODY_BYTES = 64 << 10
+_IDLE = 75.0  # Prometheus scrapes every 15 to 60 s on one connection
+_CONNECTIONS = 64
+
+_REASONS = {
+    200: b"OK",
+    201: b"Created",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    413: b"Content Too Large",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+}
+# Headers that decide something: a second one makes the request ambiguous.
+_ONCE = (b"host", b"authorization", b"content-length")
+
+
+class Refused(Exception):
+    """A request that gets an error. status: HTTP; text: for the operator."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _NewWorker(msgspec.Struct, forbid_unknown_fields=True):
+    url: str
+
+
+class Admin:
+    """The routes. One for all connections."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        collector: Collector,
+        status: Callable[[], dict[str, Any]],
+        keys: frozenset[bytes] | None,
+    ) -> None:
+        """status: the learner's. keys: None if none is set."""
+        self.connections: set[asyncio.Task[None]] = set()
+        self.collector = collector
+        self._fleet = fleet
+        self._status = status
+        self._keys = keys
+
+    def check(self, headers: dict[bytes, bytes], peer: str) -> None:
+        """Raise Refused unless this peer may ask."""
+        if b"origin" in headers:
+            raise Refused(403, "requests from web pages are not answered")
+        if self._keys is not None:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            # Each key is compared, so that the time does not tell which was near.
+            matches = [hmac.compare_digest(key, given.strip()) for key in self._keys]
+            if scheme.lower() != b"bearer" or not any(matches):
+                raise Refused(401, "a key of --admin-key-file is needed: Authorization: Bearer KEY")
+        elif not _is_loopback(peer):
+            raise Refused(403, "without --admin-key-file only loopback is answered")
+        elif not _is_loopback(_host_name(headers.get(b"host", b""))):
+            raise Refused(403, "without --admin-key-file Host must be a loopback name")
+
+    def answer(self, method: bytes, path: str, body: bytes) -> tuple[int, Any]:
+        """Status and JSON-ready body of anything but /metrics. Raises Refused."""
+        parts = path.strip("/").split("/")
+        if parts == ["workers"]:
+            _allow(method, b"GET", b"POST")
+            if method == b"POST":
+                return self._add(body)
+            return 200, {"workers": [self._describe(i) for i in self._fleet.all]}
+        if parts[0] == "workers" and len(parts) in (2, 3):
+            instance = self._fleet.by_id(parts[1])
+            if instance is None:
+                raise Refused(404, "no such worker")
+            if len(parts) == 2:
+                _allow(method, b"GET", b"DELETE")
+                if method == b"DELETE":
+                    self._fleet.remove(instance.id)
+                return 200, self._describe(instance, removed=method == b"DELETE")
+            if parts[2] == "drain":
+                _allow(method, b"POST")
+                self._fleet.drain(instance.id)
+                return 200, self._describe(instance)
+        if parts == ["admin", "model"]:
+            _allow(method, b"GET")
+            return 200, self._status()
+        raise Refused(404, "no such path")
+
+    def _add(self, body: bytes) -> tuple[int, Any]:
+        try:
+            url = msgspec.json.decode(body, type=_NewWorker).url
+            before = len(self._fleet)
+            instance = self._fleet.add(url)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise Refused(400, f'the body must be {{"url": "http://host:port"}}: {e}') from None
+        except ConfigError as e:
+            raise Refused(400, str(e)) from None
+        return 201 if len(self._fleet) > before else 200, self._describe(instance)
+
+    def _describe(self, instance: Instance, removed: bool = False) -> dict[str, Any]:
+        about = {
+            "id": instance.id,
+            "url": instance.url,
+            "healthy": instance.healthy,
+            "draining": instance.draining,
+            "routable": instance.routable,
+            "models": instance.models,
+            "failures": instance.failures,
+            "ejections": instance.ejections,
+        }
+        if not removed:
+            about["inflight"] = self._fleet.router.instance(instance.slot)["inflight"]
+        return about
+
+
+def _allow(method: bytes, *methods: bytes) -> None:
+    if method not in methods:
+        raise Refused(405, "allowed: " + ", ".join(m.decode() for m in methods))
+
+
+def _host_name(host: bytes) -> str:
+    """The name in a Host header, without its port."""
+    text = host.decode("latin-1")
+    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+class _Head:
+    """A request's head, as the strict parser of the data port would take it. Raises Refused."""
+
+    def __init__(self, data: bytes) -> None:
+        self.target = b""
+        self.headers: dict[bytes, bytes] = {}
+        parser = httptools.HttpRequestParser(self)
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            raise Refused(400, "not a request that we understand") from None
+        self.method: bytes = parser.get_method()
+        self.keep_alive: bool = parser.should_keep_alive()
+        if not self.target.startswith(b"/"):
+            raise Refused(400, "the target must be a path")
+        self.path = self.target.partition(b"?")[0].decode("latin-1")
+        if b"transfer-encoding" in self.headers:
+            raise Refused(400, "the body needs a Content-Length")
+        self.length = int(self.headers.get(b"content-length", b"0"))
+        if self.length > _BODY_BYTES:
+            raise Refused(413, f"the body has more than {_BODY_BYTES} bytes")
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name in self.headers and name in _ONCE:
+            raise ValueError("repeated header")  # ends feed_data() with a HttpParserError
+        self.headers[name] = value
+
+
+async def serve(admin: Admin, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One connection, request after request; the callback of asyncio.start_server()."""
+    task = asyncio.current_task()
+    assert task is not None
+    admin.connections.add(task)
+    peer = (writer.get_extra_info("peername") or ("",))[0]
+    try:
+        keep = len(admin.connections) <= _CONNECTIONS
+        while keep:
+            async with asyncio.timeout(_IDLE):
+                keep = await _serve_one(admin, reader, writer, peer)
+    except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        pass  # gone, silent, or we end
+    finally:
+        admin.connections.discard(task)
+        writer.close()
+
+
+async def _serve_one(
+    admin: Admin, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str
+) -> bool:
+    """Read a request and answer it. True if the connection can go on."""
+    keep = False
+    content = b"application/json"
+    try:
+        try:
+            head = _Head(await reader.readuntil(b"\r\n\r\n"))
+        except asyncio.LimitOverrunError:
+            raise Refused(431, f"the head has more than {HEAD_BYTES} bytes") from None
+        body = await reader.readexactly(head.length)
+        keep = head.keep_alive
+        admin.check(head.headers, peer)
+        if head.path == "/metrics":
+            _allow(head.method, b"GET")
+            status, content, text = 200, CONTENT_TYPE.encode(), await _page(admin.collector)
+        else:
+            status, answer = admin.answer(head.method, head.path, body)
+            text = msgspec.json.encode(answer) + b"\n"
+    except Refused as e:
+        status, text = e.status, msgspec.json.encode({"error": {"message": str(e)}}) + b"\n"
+    except Exception:
+        log.exception("the admin port could not answer")
+        keep, status = False, 500
+        text = b'{"error":{"message":"internal error; see the log"}}\n'
+    writer.write(
+        b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n"
+        b"x-content-type-options: nosniff\r\ncache-control: no-store\r\n%s\r\n%s"
+        % (
+            status,
+            _REASONS[status],
+            content,
+            len(text),
+            b"" if keep else b"connection: close\r\n",
+            text,
+        )
+    )
+    await writer.drain()
+    return keep
+
+
+async def _page(collector: Collector) -> bytes:
+    """The metrics page, with room for others between its pieces."""
+    pieces = []
+    for piece in exposition(collector):
+        pieces.append(piece)
+        await asyncio.sleep(0)
+    return b"".join(pieces)
