@@ -92,231 +92,225 @@ def _histogram(
 class Collector:
     """All metrics of one process. learner: None when the policy does not learn."""
 
-    def __init__(
-        self,
-        *,
-        version: str,
-        context: Any,
-        router: Any,
-        fleet: Any,
-        learner: Any,
-        incidents: Mapping[str, int],
-    ) -> None:
-        """incidents: events in the background that hurt no request, counted by kind."""
+    def __init__(self, version: str, proxy: Any) -> None:
+        """proxy: has context, router, fleet, learner (None: nothing is learned) and incidents."""
         self._version = version
-        self._context = context
-        self._router = router
-        self._fleet = fleet
-        self._learner = learner
-        self._incidents = incidents
+        self._proxy = proxy
 
     def collect(self) -> Iterator[Metric]:
         """Every family, also those without samples yet."""
-        yield from self._proxy(self._context.counters.snapshot())
-        yield from self._decisions(self._router.stats())
-        yield from self._instances()
-        yield from self._learning()
+        proxy = self._proxy
+        policy = proxy.router.policy
+        yield from _requests(proxy.context)
+        yield from _decisions(policy, proxy.router.stats())
+        yield from _instances(proxy.router, proxy.fleet)
+        yield from _learning(policy, proxy.learner.status() if proxy.learner else {})
         yield _counter(
             "lodestar_background_incidents",
             "Failures outside requests: refused weights, a raising learner, a failed task.",
-            dict(self._incidents),
+            dict(proxy.incidents),
             ("kind",),
         )
         yield _gauge(
             "lodestar_build_info",
             "Always 1; the labels say what runs.",
-            {(self._version, platform.python_version(), self._router.policy.name): 1},
+            {(self._version, platform.python_version(), policy.name): 1},
             ("version", "python", "policy"),
         )
 
-    def _proxy(self, counts: Mapping[str, Any]) -> Iterator[Metric]:
-        yield _counter(
-            "lodestar_requests",
-            "Requests ended; each accepted one has exactly one outcome.",
-            counts["requests"],
-            ("path", "status_class", "outcome"),
-        )
-        yield _histogram(
-            "lodestar_request_seconds",
-            "From the request's head to the last byte of its answer.",
-            counts["request_seconds"],
-        )
-        yield _histogram(
-            "lodestar_decision_seconds",
-            "Time to choose an instance.",
-            counts["decision_seconds"],
-        )
-        yield _counter(
-            "lodestar_retries",
-            "Further tries on another instance, by why the one before failed.",
-            counts["retries"],
-            ("reason",),
-        )
-        yield _gauge(
-            "lodestar_client_connections",
-            "Open connections of clients.",
-            len(self._context.connections),
-        )
-        yield _counter(
-            "lodestar_client_connections_accepted",
-            "Connections of clients since the start.",
-            counts["connections_total"],
-        )
-        yield _gauge(
-            "lodestar_queued_requests",
-            "Requests waiting for a place.",
-            self._context.queued,
-        )
-        yield _counter(
-            "lodestar_engine_connections_opened",
-            "Connections to engines since the start.",
-            counts["upstream_opened"],
-        )
-        yield _counter(
-            "lodestar_engine_connections_dropped",
-            "Kept connections to engines that turned out unusable.",
-            {"stale": counts["stale_connections"], "extra_bytes": counts["extra_bytes"]},
-            ("reason",),
-        )
-        yield _gauge(
-            "lodestar_draining",
-            "1 while the router finishes its requests before it ends.",
-            int(self._context.draining),
-        )
 
-    def _decisions(self, stats: Mapping[str, Any]) -> Iterator[Metric]:
-        policy, reasons = self._router.policy.name, stats["decisions"]
-        yield _counter(
-            "lodestar_decisions",
-            "Routing decisions by the reason for the choice.",
-            {(policy, reason): n for reason, n in reasons.items()},
-            ("policy", "reason"),
-        )
-        yield _counter(
-            "lodestar_fallback",
-            "Decisions of the fallback heuristic where a model was asked for.",
-            {reason: reasons.get(reason, 0) for reason in FALLBACKS},
-            ("reason",),
-        )
-        yield _counter(
-            "lodestar_exploration",
-            "Decisions made to learn rather than to serve at once.",
-            reasons.get("explore", 0),
-        )
-        yield _histogram(
-            "lodestar_predicted_ttft_seconds",
-            "Predicted time to first token of the chosen instance.",
-            stats["predicted_ttft"],
-        )
-        yield _histogram(
-            "lodestar_prediction_error_seconds",
-            "Distance between predicted and measured time to first token.",
-            stats["prediction_error"],
-        )
-        yield _gauge(
-            "lodestar_prefix_index_bytes",
-            "Memory in use by the prefix index.",
-            stats["index_bytes"],
-        )
-        yield _counter(
-            "lodestar_prefix_index_evictions",
-            "Blocks dropped from the prefix index to keep its budget.",
-            stats["index_evictions"],
-        )
-        yield _counter(
-            "lodestar_prefix_predicted_tokens",
-            "Prompt tokens believed cached on the chosen instance.",
-            stats["predicted_hit_tokens"],
-        )
-        yield _counter(
-            "lodestar_prefix_delivered_tokens",
-            "Prompt tokens that engines reported as taken from their cache.",
-            stats["delivered_hit_tokens"],
-        )
+def _requests(context: Any) -> Iterator[Metric]:
+    counts = context.counters.snapshot()
+    yield _counter(
+        "lodestar_requests",
+        "Requests ended; each accepted one has exactly one outcome.",
+        counts["requests"],
+        ("path", "status_class", "outcome"),
+    )
+    yield _histogram(
+        "lodestar_request_seconds",
+        "From the request's head to the last byte of its answer.",
+        counts["request_seconds"],
+    )
+    yield _histogram(
+        "lodestar_decision_seconds",
+        "Time to choose an instance.",
+        counts["decision_seconds"],
+    )
+    yield _counter(
+        "lodestar_retries",
+        "Further tries on another instance, by why the one before failed.",
+        counts["retries"],
+        ("reason",),
+    )
+    yield _gauge(
+        "lodestar_client_connections",
+        "Open connections of clients.",
+        len(context.connections),
+    )
+    yield _counter(
+        "lodestar_client_connections_accepted",
+        "Connections of clients since the start.",
+        counts["connections_total"],
+    )
+    yield _gauge(
+        "lodestar_queued_requests",
+        "Requests waiting for a place.",
+        context.queued,
+    )
+    yield _counter(
+        "lodestar_engine_connections_opened",
+        "Connections to engines since the start.",
+        counts["upstream_opened"],
+    )
+    yield _counter(
+        "lodestar_engine_connections_dropped",
+        "Kept connections to engines that turned out unusable.",
+        {"stale": counts["stale_connections"], "extra_bytes": counts["extra_bytes"]},
+        ("reason",),
+    )
+    yield _gauge(
+        "lodestar_draining",
+        "1 while the router finishes its requests before it ends.",
+        int(context.draining),
+    )
 
-    def _instances(self) -> Iterator[Metric]:
-        instances = list(self._fleet.all)
-        states = {i.id: self._router.instance(i.slot) for i in instances}
-        label = ("instance",)
-        yield _histogram(
-            "lodestar_ttft_seconds",
-            "From dispatch to the first byte that carries a token.",
-            {id: state["ttft"] for id, state in states.items()},
-            label,
-        )
-        yield _gauge(
-            "lodestar_inflight_requests",
-            "Requests dispatched and not ended.",
-            {id: state["inflight"] for id, state in states.items()},
-            label,
-        )
-        yield _gauge(
-            "lodestar_instance_healthy",
-            "1 if the last health checks passed and the instance is not ejected.",
-            {i.id: int(i.healthy) for i in instances},
-            label,
-        )
-        yield _gauge(
-            "lodestar_instance_draining",
-            "1 if the instance gets no new requests on an operator's word.",
-            {i.id: int(i.draining) for i in instances},
-            label,
-        )
-        yield _gauge(
-            "lodestar_instance_info",
-            "Always 1; joins an instance to its address.",
-            {(i.id, i.url): 1 for i in instances},
-            ("instance", "url"),
-        )
-        yield _counter(
-            "lodestar_instance_failures",
-            "Failed requests and health checks by kind.",
-            {(i.id, kind): n for i in instances for kind, n in i.failures.items()},
-            ("instance", "kind"),
-        )
-        yield _counter(
-            "lodestar_instance_ejections",
-            "Times an instance was taken out for failing requests.",
-            {i.id: i.ejections for i in instances},
-            label,
-        )
-        yield _counter(
-            "lodestar_instance_reports",
-            "Load reports read from the instance's own metrics.",
-            {i.id: i.reports for i in instances},
-            label,
-        )
 
-    def _learning(self) -> Iterator[Metric]:
-        status = self._learner.status() if self._learner else {}
-        rounds = status.get("rounds", 0)
-        yield _counter("lodestar_training_rounds", "Training rounds done.", rounds)
-        training = SummaryMetricFamily("lodestar_training_seconds", "CPU time of training rounds.")
-        training.add_metric((), rounds, status.get("train_seconds", 0.0))
-        yield training
-        yield _counter(
-            "lodestar_training_samples",
-            "Samples that reached the learner, by what became of them.",
-            status.get("samples", {}),
-            ("kind",),
-        )
-        yield _gauge(
-            "lodestar_model_version",
-            "Version of the weights in use; 0 if none.",
-            self._router.policy.version,
-        )
-        yield _counter(
-            "lodestar_learner_troubles",
-            "What went wrong in the learner; requests go on.",
-            {kind: status.get(kind, 0) for kind in TROUBLES},
-            ("kind",),
-        )
-        yield _gauge(
-            "lodestar_learner_state",
-            "1 for the state the learner is in; no series without a learner.",
-            {status["state"]: 1} if status else {},
-            ("state",),
-        )
+def _decisions(policy: Any, stats: Mapping[str, Any]) -> Iterator[Metric]:
+    reasons = stats["decisions"]
+    yield _counter(
+        "lodestar_decisions",
+        "Routing decisions by the reason for the choice.",
+        {(policy.name, reason): n for reason, n in reasons.items()},
+        ("policy", "reason"),
+    )
+    yield _counter(
+        "lodestar_fallback",
+        "Decisions of the fallback heuristic where a model was asked for.",
+        {reason: reasons.get(reason, 0) for reason in FALLBACKS},
+        ("reason",),
+    )
+    yield _counter(
+        "lodestar_exploration",
+        "Decisions made to learn rather than to serve at once.",
+        reasons.get("explore", 0),
+    )
+    yield _histogram(
+        "lodestar_predicted_ttft_seconds",
+        "Predicted time to first token of the chosen instance.",
+        stats["predicted_ttft"],
+    )
+    yield _histogram(
+        "lodestar_prediction_error_seconds",
+        "Distance between predicted and measured time to first token.",
+        stats["prediction_error"],
+    )
+    yield _gauge(
+        "lodestar_prefix_index_bytes",
+        "Memory in use by the prefix index.",
+        stats["index_bytes"],
+    )
+    yield _counter(
+        "lodestar_prefix_index_evictions",
+        "Blocks dropped from the prefix index to keep its budget.",
+        stats["index_evictions"],
+    )
+    yield _counter(
+        "lodestar_prefix_predicted_tokens",
+        "Prompt tokens believed cached on the chosen instance.",
+        stats["predicted_hit_tokens"],
+    )
+    yield _counter(
+        "lodestar_prefix_delivered_tokens",
+        "Prompt tokens that engines reported as taken from their cache.",
+        stats["delivered_hit_tokens"],
+    )
+
+
+def _instances(router: Any, fleet: Any) -> Iterator[Metric]:
+    instances = list(fleet.all)
+    states = {i.id: router.instance(i.slot) for i in instances}
+    label = ("instance",)
+    yield _histogram(
+        "lodestar_ttft_seconds",
+        "From dispatch to the first byte that carries a token.",
+        {id: state["ttft"] for id, state in states.items()},
+        label,
+    )
+    yield _gauge(
+        "lodestar_inflight_requests",
+        "Requests dispatched and not ended.",
+        {id: state["inflight"] for id, state in states.items()},
+        label,
+    )
+    yield _gauge(
+        "lodestar_instance_healthy",
+        "1 if the last health checks passed and the instance is not ejected.",
+        {i.id: int(i.healthy) for i in instances},
+        label,
+    )
+    yield _gauge(
+        "lodestar_instance_draining",
+        "1 if the instance gets no new requests on an operator's word.",
+        {i.id: int(i.draining) for i in instances},
+        label,
+    )
+    yield _gauge(
+        "lodestar_instance_info",
+        "Always 1; joins an instance to its address.",
+        {(i.id, i.url): 1 for i in instances},
+        ("instance", "url"),
+    )
+    yield _counter(
+        "lodestar_instance_failures",
+        "Failed requests and health checks by kind.",
+        {(i.id, kind): n for i in instances for kind, n in i.failures.items()},
+        ("instance", "kind"),
+    )
+    yield _counter(
+        "lodestar_instance_ejections",
+        "Times an instance was taken out for failing requests.",
+        {i.id: i.ejections for i in instances},
+        label,
+    )
+    yield _counter(
+        "lodestar_instance_reports",
+        "Load reports read from the instance's own metrics.",
+        {i.id: i.reports for i in instances},
+        label,
+    )
+
+
+def _learning(policy: Any, status: Mapping[str, Any]) -> Iterator[Metric]:
+    """status: of the learner; empty if nothing is learned."""
+    rounds = status.get("rounds", 0)
+    yield _counter("lodestar_training_rounds", "Training rounds done.", rounds)
+    training = SummaryMetricFamily("lodestar_training_seconds", "CPU time of training rounds.")
+    training.add_metric((), rounds, status.get("train_seconds", 0.0))
+    yield training
+    yield _counter(
+        "lodestar_training_samples",
+        "Samples that reached the learner, by what became of them.",
+        status.get("samples", {}),
+        ("kind",),
+    )
+    yield _gauge(
+        "lodestar_model_version",
+        "Version of the weights in use; 0 if none.",
+        policy.version,
+    )
+    yield _counter(
+        "lodestar_learner_troubles",
+        "What went wrong in the learner; requests go on.",
+        {kind: status.get(kind, 0) for kind in TROUBLES},
+        ("kind",),
+    )
+    yield _gauge(
+        "lodestar_learner_state",
+        "1 for the state the learner is in; no series without a learner.",
+        {status["state"]: 1} if status else {},
+        ("state",),
+    )
 
 
 def exposition(collector: Collector) -> Iterator[bytes]:
