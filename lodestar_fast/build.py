@@ -35,7 +35,7 @@ def policy_name(config: RoutingConfig) -> str:
         return FALLBACK if config.policy == LEARNED and config.mode == "off" else config.policy
     if config.mode == "shadow" or config.mode.startswith("canary:"):
         raise ConfigError(
-            f"routing.mode (--mode): `{config.mode}` is not supported by this version; use on or off"
+            f"routing.mode (--mode): `{config.mode}` is not supported yet; there are: off, on"
         )
     raise ConfigError(f"routing.mode (--mode): no mode `{config.mode}`; there are: off, on")
 

@@ -1,0 +1,363 @@
+"""Which instances may be chosen: checks, ejection, drain, panic, models. No sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import msgspec
+import pytest
+
+from lodestar_fast.clock import VirtualClock
+from lodestar_fast.config import FleetConfig
+from lodestar_fast.errors import ConfigError
+from lodestar_fast.proxy.fleet import EJECT_AFTER, Fleet, Instance, parse_url
+
+
+class FakeRouter:
+    def __init__(self, places: int = 8) -> None:
+        self.routable: dict[int, bool] = {}
+        self.forgotten: list[int] = []
+        self._free = list(range(places))
+
+    def add_instance(self, name: str) -> int:
+        if not self._free:
+            raise ValueError("max_instances reached")
+        return self._free.pop(0)
+
+    def remove_instance(self, slot: int) -> None:
+        del self.routable[slot]
+        self._free.append(slot)
+
+    def set_routable(self, slot: int, routable: bool) -> None:
+        self.routable[slot] = routable
+
+    def forget_prefixes(self, slot: int) -> None:
+        self.forgotten.append(slot)
+
+
+class FakeContext:
+    def __init__(self) -> None:
+        self.instances: dict[int, Instance] = {}
+        self.model_changes = 0
+
+    def models_changed(self) -> None:
+        self.model_changes += 1
+
+
+class FakePool:
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Fixture:
+    def __init__(self, places: int = 8, **config: Any) -> None:
+        self.router = FakeRouter(places)
+        self.context = FakeContext()
+        self.clock = VirtualClock()
+        self.incidents: Counter[str] = Counter()
+        self.fleet = Fleet(
+            self.context,
+            FleetConfig(**config),
+            self.router,
+            self.clock,
+            lambda context, instance: FakePool(),
+            self.incidents,
+        )
+
+    def add(self, count: int, healthy: bool = True) -> list[Instance]:
+        instances = [self.fleet.add(f"http://e{i}:8000") for i in range(count)]
+        if healthy:
+            for instance in instances:
+                instance.note_check("")
+        return instances
+
+    @property
+    def routable(self) -> list[int]:
+        return [slot for slot, yes in sorted(self.router.routable.items()) if yes]
+
+
+def eject(instance: Instance) -> None:
+    for _ in range(EJECT_AFTER):
+        instance.note_failure("connect")
+
+
+@pytest.fixture
+def at() -> Fixture:
+    return Fixture()
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("http://10.0.0.1:8000", ("http://10.0.0.1:8000", "10.0.0.1", 8000)),
+        ("http://engine", ("http://engine:80", "engine", 80)),
+        ("http://ENGINE:8000/", ("http://engine:8000", "engine", 8000)),
+        ("http://[::1]:8000", ("http://[::1]:8000", "::1", 8000)),
+    ],
+)
+def test_urls_are_normalised(url: str, wanted: tuple[str, str, int]) -> None:
+    assert parse_url(url) == wanted
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "engine:8000",
+        "10.0.0.1",
+        "https://engine:8000",
+        "http://",
+        "http://:8000",
+        "http://engine:0",
+        "http://engine:99999",
+        "http://engine:x",
+        "http://engine/v1",
+        "http://engine?x=1",
+        "http://me@engine:8000",
+        "http://a b:8000",
+        "http://[::1",
+    ],
+)
+def test_other_urls_are_refused_by_name(url: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        parse_url(url)
+    assert f"`{url}`" in str(e.value)
+
+
+def test_ids_are_stable_and_hide_the_address(at: Fixture) -> None:
+    instance = at.fleet.add("http://10.1.2.3:8000")
+    assert instance.id == Fixture().fleet.add("http://10.1.2.3:8000/").id
+    assert "10.1" not in instance.id and len(instance.id) == 12
+    assert at.fleet.by_id(instance.id) is instance
+    assert at.context.instances == {instance.slot: instance}
+
+
+def test_an_instance_serves_from_its_first_good_check(at: Fixture) -> None:
+    first, second = at.add(2, healthy=False)
+    assert not first.healthy and not at.fleet.ready
+    first.note_check("")
+    assert first.healthy and at.fleet.ready
+    assert at.routable == [first.slot] and not second.healthy
+
+
+def test_with_none_healthy_every_one_is_tried(at: Fixture) -> None:
+    first, second = at.add(2, healthy=False)
+    assert at.routable == [0, 1] and not at.fleet.ready
+    at.fleet.drain(second.id)
+    assert at.routable == [first.slot], "but none that drains"
+
+
+def test_checks_take_out_after_so_many_and_one_brings_back() -> None:
+    at = Fixture(health_failures=2)
+    first, _ = at.add(2)
+    first.note_check("check_timeout")
+    assert first.healthy
+    first.note_check("check_timeout")
+    assert not first.healthy and at.routable == [1]
+    first.note_check("")
+    assert first.healthy and at.routable == [0, 1]
+    assert first.failures == {"check_timeout": 2}
+
+
+def test_a_good_check_between_two_bad_ones_starts_the_count_anew() -> None:
+    at = Fixture(health_failures=2)
+    (first,) = at.add(1)
+    for fault in ("check_timeout", "", "check_timeout", ""):
+        first.note_check(fault)
+        assert first.healthy
+
+
+def test_prefixes_are_forgotten_when_the_process_had_gone() -> None:
+    at = Fixture(health_failures=1)
+    first, second = at.add(2)
+    first.note_check("check_refused")
+    second.note_check("check_timeout")
+    first.note_check("")
+    second.note_check("")
+    assert at.router.forgotten == [first.slot]
+
+
+def test_failures_in_a_row_eject_until_a_check_after_the_hold(at: Fixture) -> None:
+    first, _ = at.add(2)
+    eject(first)
+    assert not first.healthy and first.ejections == 1 and at.routable == [1]
+    first.note_check("")
+    assert not first.healthy, "the hold of 1 s is not over"
+    at.clock.advance_to(1.0)
+    first.note_check("")
+    assert first.healthy and at.routable == [0, 1]
+
+
+def test_a_success_breaks_the_row(at: Fixture) -> None:
+    first, _ = at.add(2)
+    for _ in range(10):
+        first.note_failure("reset")
+        first.note_failure("reset")
+        first.note_success()
+    assert first.healthy and first.failures == {"reset": 20}
+
+
+def test_shedding_is_no_failure(at: Fixture) -> None:
+    first, _ = at.add(2)
+    for _ in range(10):
+        first.note_failure("busy")
+    assert first.healthy and first.failures == {"busy": 10}
+
+
+def test_probation_ends_with_one_request(at: Fixture) -> None:
+    first, _ = at.add(2)
+    eject(first)
+    at.clock.advance_to(1.0)
+    first.note_check("")
+    first.note_failure("connect")
+    assert not first.healthy, "one failure is enough on probation"
+    at.clock.advance_to(3.0)
+    first.note_check("")
+    first.note_success()
+    first.note_failure("connect")
+    assert first.healthy
+
+
+def test_holds_grow_to_half_a_minute_and_shrink_after_a_calm_one(at: Fixture) -> None:
+    first, _ = at.add(2)
+    now, holds = 0.0, []
+    for _ in range(7):
+        eject(first)
+        start = now
+        while not first.healthy:
+            now += 0.5
+            at.clock.advance_to(now)
+            first.note_check("")
+        holds.append(now - start)
+    assert holds == [1, 2, 4, 8, 16, 30, 30]
+    at.clock.advance_to(now + 30)
+    first.note_check("")
+    eject(first)
+    at.clock.advance_to(now + 31)
+    first.note_check("")
+    assert first.healthy
+
+
+def test_when_all_are_ejected_all_are_tried(at: Fixture) -> None:
+    for instance in at.add(3):
+        eject(instance)
+    assert at.routable == [0, 1, 2] and not at.fleet.ready
+
+
+def test_draining_ends_new_requests_and_adding_again_ends_draining(at: Fixture) -> None:
+    first, _ = at.add(2)
+    assert at.fleet.drain(first.id) and not at.fleet.drain("nobody")
+    assert at.routable == [1] and first.healthy
+    assert at.fleet.add(first.url) is first
+    assert at.routable == [0, 1]
+
+
+def test_ready_needs_a_healthy_instance_that_takes_requests(at: Fixture) -> None:
+    first, second = at.add(2)
+    at.fleet.drain(first.id)
+    assert at.fleet.ready
+    at.fleet.drain(second.id)
+    assert not at.fleet.ready and at.routable == []
+
+
+def test_removing_forgets_everywhere(at: Fixture) -> None:
+    first, _ = at.add(2)
+    assert at.fleet.remove(first.id) and not at.fleet.remove(first.id)
+    assert first.pool.closed and list(at.context.instances) == [1] and at.routable == [1]
+    assert len(at.fleet) == 1
+
+
+def test_a_full_router_is_the_operators_mistake() -> None:
+    at = Fixture(places=1)
+    at.add(1)
+    with pytest.raises(ConfigError, match="http://more:1.*max_instances"):
+        at.fleet.add("http://more:1")
+    assert len(at.fleet) == 1
+
+
+def cards(**entries: str) -> dict[str, msgspec.Raw]:
+    return {id: msgspec.Raw(text.encode()) for id, text in entries.items()}
+
+
+def test_models_are_the_union_over_healthy_instances(at: Fixture) -> None:
+    first, second, third = at.add(3)
+    at.fleet.set_models(first, cards(a='{"id":"a","n":1}', b='{"id":"b"}'))
+    at.fleet.set_models(second, cards(a='{"id":"a","n":2}', c='{"id":"c"}'))
+    at.fleet.set_models(third, cards(d='{"id":"d"}'))
+    eject(third)
+    body = msgspec.json.decode(at.fleet.models())
+    assert body["object"] == "list"
+    assert sorted(m["id"] for m in body["data"]) == ["a", "b", "c"]
+    assert {"id": "a", "n": 1} in body["data"], "the first entry of an id stands"
+    assert first.models == ("a", "b")
+
+
+def test_the_data_path_hears_of_changes_of_models_only(at: Fixture) -> None:
+    first, _ = at.add(2)
+    at.fleet.set_models(first, cards(a='{"id":"a"}'))
+    before = at.context.model_changes
+    at.fleet.set_models(first, cards(a='{"id":"a"}'))
+    first.note_check("")
+    assert at.context.model_changes == before
+    eject(first)
+    assert at.context.model_changes == before + 1
+    assert msgspec.json.decode(at.fleet.models())["data"] == []
+
+
+def test_watchers_run_for_each_instance_while_it_is_there() -> None:
+    async def run() -> None:
+        at = Fixture()
+        running: set[str] = set()
+        changed = asyncio.Event()
+
+        async def watch(instance: Instance) -> None:
+            running.add(instance.url)
+            changed.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                running.discard(instance.url)
+                changed.set()
+
+        async def until(*urls: str) -> None:
+            while running != set(urls):
+                changed.clear()
+                await changed.wait()
+
+        early = at.fleet.add("http://early:1")
+        at.fleet.watch(watch)
+        at.fleet.add("http://late:1")
+        await until("http://early:1", "http://late:1")
+        at.fleet.remove(early.id)
+        await until("http://late:1")
+        await at.fleet.close()
+        assert not running
+
+    asyncio.run(run())
+
+
+def test_a_watcher_that_raises_is_counted_and_runs_again() -> None:
+    async def run() -> None:
+        at = Fixture(health_check_interval=0.001)
+        again = asyncio.Event()
+        calls = 0
+
+        async def watch(instance: Instance) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise RuntimeError("a bug")
+            again.set()
+            await asyncio.Event().wait()
+
+        at.fleet.add("http://e:1")
+        at.fleet.watch(watch)
+        await again.wait()
+        assert at.incidents == {"watcher": 1}
+        await at.fleet.close()
+
+    asyncio.run(run())
