@@ -21,7 +21,8 @@ def toggle(name: str) -> bool:
 DEBUG, SANITIZE = toggle("LODESTAR_DEBUG"), toggle("LODESTAR_SANITIZE")
 ONLY = tuple(f".{name}" for name in os.environ.get("LODESTAR_EXT", "").split(",") if name)
 
-CFLAGS = ["-std=c11", "-fvisibility=hidden"]
+# -iquote: with -I, csrc/features.h would stand before the C library's own <features.h>.
+CFLAGS = ["-std=c11", "-fvisibility=hidden", "-iquote", "csrc"]
 CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2", "-g1", "-DNDEBUG"]
 LDFLAGS: list[str] = []
 if SANITIZE:
@@ -47,11 +48,11 @@ def extension(path: str) -> Extension:
     return Extension(
         path.removesuffix(".pyx").replace("/", "."),
         [path, *(sorted(glob("csrc/*.c")) if core else [])],
-        include_dirs=["csrc"],
         depends=glob("csrc/*.h"),
         define_macros=MACROS,
         extra_compile_args=CFLAGS,
         extra_link_args=LDFLAGS,
+        libraries=["m"],
     )
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from lodestar_fast.core.router import Reason
+from typing import Any, final
 
+from lodestar_fast.core.enums import Reason
+
+@final
 class Candidates:
     """The routable instances of one decision, one row each; valid only inside pick().
 
     Rows are ordered by slot. Columns are those of csrc/features.h, already scaled.
     """
 
-    n: int
-    reason: Reason  # pick() sets it
+    @property
+    def n(self) -> int: ...
+    @property
+    def reason(self) -> Reason | None: ...  # pick() sets it; None before
+    @reason.setter
+    def reason(self, value: int) -> None: ...
     predicted: float  # pick() sets it: predicted TTFT of its choice in seconds, or leaves NaN
     def slot(self, i: int) -> int: ...
     def feature(self, i: int, name: str) -> float: ...
@@ -34,7 +41,10 @@ class Policy:
     name: str
     def pick(self, c: Candidates) -> int: ...
     def load(self, blob: bytes) -> int:
-        """Take weights, if this policy has any. Returns their version. Raises BlobError."""
+        """Take weights; a policy without a model ignores them. Returns the version in use.
+
+        Raises BlobError if they are refused; those in use stay.
+        """
     @property
     def version(self) -> int: ...  # of the weights in use, 0 if none
 
@@ -44,6 +54,31 @@ class LeastRequest(Policy): ...
 class PowerOfTwo(Policy): ...
 class PrefixCache(Policy): ...
 class Lmetric(Policy): ...
-class Lodestar(Policy): ...
+
+class Lodestar(Policy):
+    def __init__(
+        self,
+        *,
+        margin: float = 1.10,
+        load_weight: float = 0.005,
+        kv_weight: float = 2.0,
+        kv_start: float = 0.85,
+    ) -> None:
+        """Raises ValueError for a margin below 1 or a negative weight."""
+    @property
+    def margin(self) -> float: ...
+    @property
+    def load_weight(self) -> float: ...
+    @property
+    def kv_weight(self) -> float: ...
+    @property
+    def kv_start(self) -> float: ...
+    def predict(self, rows: Any, seconds: Any) -> int:
+        """Score rows of scaled features, outside any decision: for tests, benches, validation.
+
+        rows: buffer of float32 [n][WIDTH]; seconds: writable buffer of float32 [n], filled with
+        predicted TTFTs. Returns how many rows were out of range. Raises ValueError if sizes differ
+        or there are no weights.
+        """
 
 POLICIES: dict[str, type[Policy]]

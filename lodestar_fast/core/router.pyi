@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import IntEnum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
+from lodestar_fast.core.enums import Event as Event
+from lodestar_fast.core.enums import Reason as Reason
 from lodestar_fast.core.policies import Policy
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-class Reason(IntEnum):
-    """Why an instance was chosen. The lower-case name is the metric label."""
-
-    LEARNED = 0  # the model's choice
-    GUARD = 1  # the model's gain was inside the margin: the fallback heuristic's choice stands
-    COLD = 2  # no model yet: the fallback heuristic
-    OUT_OF_RANGE = 3  # a candidate's row is outside what training has seen: the fallback
-    EXPLORE = 4
-    HEURISTIC = 5  # the configured policy is a heuristic
-    ONLY_ONE = 6  # a single candidate
-    ERROR = 7  # the policy raised: fewest requests in flight
-
-class Event(IntEnum):
-    """What became of a dispatched request."""
-
-    FIRST_TOKEN = 0  # the first byte that carries a token arrived
-    TOKENS = 1  # `tokens` more output tokens arrived
-    USAGE = 2  # the engine said: `tokens` prompt tokens, of them `cached` from its cache
-    DONE = 3  # final: complete; tokens = output tokens if known, else 0
-    FAILED = 4  # final: the engine failed
-    ABANDONED = 5  # final: the client left
-    TIMEOUT = 6  # final: gave up waiting for the engine
-
+@final
 class Decision:
     """Immutable answer of Router.route(); cannot be built from Python."""
 
@@ -43,6 +22,8 @@ class Decision:
     @property
     def reason(self) -> Reason: ...
     @property
+    def reason_code(self) -> int: ...  # the same as a plain number
+    @property
     def predicted(self) -> float: ...  # predicted TTFT in seconds, NaN if no model was asked
     @property
     def hit_blocks(self) -> int: ...  # prefix blocks the instance is believed to hold
@@ -51,6 +32,7 @@ class Decision:
     @property
     def prompt_tokens(self) -> int: ...  # as given, or estimated from the bytes
 
+@final
 class Router:
     """The decision core: instances, prefix index, tickets, samples. One thread owns it.
 
@@ -58,7 +40,12 @@ class Router:
     measurements kept per instance, max_instances slots, max_tickets requests in flight.
     Routing and observing allocate nothing on the C side.
 
-    Raises ValueError naming the argument that is out of range.
+    Raises ValueError naming the argument that is out of range, MemoryError. seed: of the policies'
+    random numbers and of the key under which prompts are hashed, so a secret one keeps clients
+    from making prompts that collide.
+
+    A policy that raises, picks no candidate or gives no reason is overruled: fewest requests in
+    flight, Reason.ERROR. Inside pick() every method that changes the router raises RuntimeError.
     """
 
     def __init__(
@@ -80,7 +67,7 @@ class Router:
     def add_instance(self, name: str, *, kv_tokens: int = 0, prefix_caching: bool = True) -> int:
         """A slot, stable until remove_instance(). kv_tokens 0: capacity not known yet."""
     def remove_instance(self, slot: int) -> None:
-        """Forget the slot and its blocks. Open tickets stay valid to observe() and count nowhere."""
+        """Forget the slot and its blocks. Open tickets may be observed and count nowhere."""
     def configure_instance(self, slot: int, *, kv_tokens: int, prefix_caching: bool) -> None:
         """What the engine says of itself: KV capacity in tokens, and whether it caches prefixes."""
     def set_routable(self, slot: int, routable: bool) -> None:
@@ -101,13 +88,19 @@ class Router:
         """Choose an instance and dispatch to it: its counters, its blocks and a ticket are entered.
 
         prompt: the bytes that identify the prefix; prompt_tokens 0: estimated from them.
-        seed: what else the engine's cache depends on (model, LoRA, cache_salt, tools), hashed first.
-        avoid: slots already tried.  Raises NoInstanceError if none is left.
+        seed: what else the engine's cache depends on (model, LoRA, cache_salt), hashed first.
+        avoid: slots already tried.  Raises NoInstanceError if none is left; ValueError if now is
+        not finite or prompt_tokens is out of 0..100,000,000.
         """
     def observe(
         self, ticket: int, event: Event, now: float, tokens: int = 0, cached: int = -1
     ) -> None:
-        """Report an event of a dispatched request. Unknown or closed tickets are ignored, counted."""
+        """Report an event of a dispatched request.
+
+        Ignored and counted: tickets that are not open, events that cannot follow (a second first
+        token, or one of a request that is not streamed), tokens outside 0..100,000,000.
+        Raises OverflowError for numbers beyond 64 bits.
+        """
     def report(self, slot: int, now: float, running: int, waiting: int, kv_usage: float) -> None:
         """What the engine says of its load. Not finite or negative values are ignored, counted."""
 
@@ -117,7 +110,44 @@ class Router:
 
     # -- read by metrics and admin --
     def stats(self) -> dict[str, Any]:
-        """Counters since the start; see metrics.py for the names and their meaning."""
+        """Counters since the start. H: (upper bounds, counts and one more above all, sum), seconds.
+
+        decisions {reason: n} | predicted_ttft H, prediction_error H: of decisions with a prediction
+        policy, policy_error (its last exception or ""), weights_version
+        predicted_hit_tokens, delivered_hit_tokens: believed cached, reported cached; of the
+        requests whose engine reported | bytes_per_token: learned from usage
+        index_bytes (in use), index_budget_bytes, index_nodes, index_holdings
+        index_evictions (blocks given up for want of room)
+        tickets_open, tickets_full (decisions not tracked), observes_ignored, reports_ignored
+        samples, samples_waiting, samples_dropped (lost because drain() came late)
+        """
     def instance(self, slot: int) -> dict[str, Any]:
-        """One instance's live state: inflight, prefill and decode counts, speed, recent TTFT..."""
+        """One instance's live state. Raises ValueError for a slot that is no instance.
+
+        slot, name, routable, kv_tokens, prefix_caching, prefix_blocks (believed held)
+        inflight = prefill_requests (no first token yet) + decode_requests
+        prefill_own_tokens (to compute), prefill_prompt_tokens, decode_context_tokens
+        speed (seconds per uncached token, shrunk), speed_labels
+        recent_ttft, recent_inter_token (seconds), recent_prefill_rate (tokens per second): means
+        reported, reported_at, reported_running, reported_waiting, reported_kv_usage
+        ttft H | decisions, done, failed, abandoned, timeout: counts since it was added
+        """
     def slots(self) -> list[int]: ...
+
+    # -- for tests and benches --
+    def _hash(self, prompt: bytes, seed: bytes = b"") -> list[int]:
+        """Chained hashes of the prompt's whole blocks."""
+    def _hash_count(self, prompt: bytes, seed: bytes = b"") -> int:
+        """Hash as route() does; how many blocks."""
+    def _match(self, prompt: bytes, seed: bytes = b"") -> dict[int, int]:
+        """{slot: blocks of this prompt it is believed to hold}."""
+    def _ring(self, slot: int, name: str) -> list[float]:
+        """The values of a ring, newest first: "ttft", "prefill_rate" or "inter_token"."""
+    def _check(self) -> None:
+        """Raise InvariantError unless every counter and link is as it must be. Slow."""
+
+def feature_table() -> list[tuple[str, str, float, str]]:
+    """The rows of csrc/features.h: (name, unit, scale, help)."""
+
+def schema_hash() -> int:
+    """64-bit FNV-1a over "name|unit|scale;" of all rows."""

@@ -1,0 +1,400 @@
+/* lodestar.h -- the decision core as a C library: the manual.
+ *
+ * It knows instances (serving engines) by slot, answers for a prompt what each of them would have
+ * to compute, and keeps what the answer depends on: which prompt prefixes each instance holds, what
+ * it was given and has not finished, how quick it is. It opens no file or socket, reads no clock
+ * (time is an argument: double seconds on any one monotonic clock), holds no global state, and
+ * allocates nothing after ls_router_new(). One thread owns a router.
+ *
+ *   prompt bytes --hash.c--> chained block hashes --radix.c--> hit blocks per instance --+
+ *   events, reports --ticket.c--> counters, rings, speeds (ring.c, hist.c, speed.c) -----+
+ *                                                                                        v
+ *        ls_router_prepare():  one row of features.h per instance that may be chosen  (router.c)
+ *        a policy picks a row, perhaps by ls_model_score()                            (mlp.c)
+ *        ls_router_commit():   its counters, its blocks and a ticket are entered      (ticket.c)
+ *        ls_router_observe():  what became of it; measurements leave as samples       (ticket.c)
+ *
+ * Functions return 0 or a count, or a negative LS_E*; pointers are NULL on failure. Nothing prints.
+ */
+#ifndef LODESTAR_H
+#define LODESTAR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "features.h"
+
+enum ls_error {
+    LS_ENONE = -1,      /* no instance may be chosen */
+    LS_EFULL = -2,      /* no free slot */
+    LS_EMAGIC = -3,     /* not a weight blob */
+    LS_EFORMAT = -4,    /* a format this library does not know */
+    LS_ESCHEMA = -5,    /* made for another table of features */
+    LS_ESIZE = -6,      /* layer sizes or length do not fit */
+    LS_EVALUE = -7,     /* a number in it is not finite, or bounds are crossed */
+    LS_EINVARIANT = -8, /* ours: a state that cannot be */
+};
+
+/* Caps, each with its reason. */
+#define LS_MAX_INSTANCES 1024 /* feature rows of one decision stay inside an L2 cache */
+#define LS_MAX_BLOCKS                                                                              \
+    65536 /* 4 MiB of prompt at 64 bytes: a million tokens; the rest is not indexed */
+#define LS_MAX_TICKETS (1 << 24)
+#define LS_MAX_LAYERS 4
+#define LS_MAX_HIDDEN 128
+#define LS_TOKENS_MAX 100000000 /* counts beyond are nonsense; sums of them cannot overflow */
+
+static inline double ls_min(double a, double b) {
+    return a < b ? a : b;
+}
+static inline double ls_max(double a, double b) {
+    return a > b ? a : b;
+}
+
+/* ---- hash.c: what a prefix is called ------------------------------------------------------------
+ *
+ *   seed bytes      block 0         block 1         block 2     (a last partial block is none)
+ *       |              |               |               |
+ *      [h] ---------> [h] ----------> [h] ----------> [h]
+ *                      = out[0]        = out[1]        = out[2]
+ *
+ * Each hash depends on all bytes before it, so equal hashes mean equal prefixes of the same seed.
+ * The hash is keyed per router: without the key nobody can make two prompts collide on purpose.
+ */
+struct ls_key {
+    uint64_t word[8];
+};
+
+void ls_key_init(struct ls_key *key, uint64_t seed);
+/* Hashes of the whole blocks of data, at most max; block_bytes >= 16. Returns how many. */
+uint32_t ls_hash_blocks(const struct ls_key *key, const void *seed, size_t seed_bytes,
+                        const void *data, size_t data_bytes, uint32_t block_bytes, uint64_t *out,
+                        uint32_t max);
+/* Uniform in [0, 1); advances state (splitmix64). */
+double ls_random(uint64_t *state);
+
+/* ---- radix.c: who holds which prefix ------------------------------------------------------------
+ *
+ * A radix tree over block hashes. As a block's hash names its whole prefix, the tree needs no
+ * pointers between nodes: a node is a run of at most LS_RUN consecutive hashes, found in one hash
+ * table by the first of them. A walk is: look up, compare the run, look up the hash where it ended.
+ *
+ *   three prompts          nodes (runs)                table
+ *   a b c d e f            (a b c d e f)               a -> node 1
+ *   a b c x y              (x y)                       x -> node 2
+ *   a b c x y z w          extends it: (x y z w)
+ *
+ * A run is never split: a prompt that leaves a run in its middle goes on in a node of its own, and
+ * the run's rest stays where it is. A hash lies in at most one run, since a run or node is only
+ * begun or extended with hashes whose look-up failed, and what follows an unknown hash is unknown.
+ *
+ * A *holding* says that an instance holds the first `held` blocks of a run. Holdings are in two
+ * lists: of their node, and of their instance by recency. Nodes are in one list by recency. An
+ * insert puts the path's root first and each next node behind it, so what is newer than a node
+ * includes its ancestors, and the old end is always a leaf. Hence the invariant:
+ *
+ *      who holds anything of a node holds the way to it from the root.
+ *
+ * Memory is a hard budget: two pools and the table are carved out of it once. When a pool is empty
+ * the node at the old end goes, with all who hold it: bounded work, at most one node per node made.
+ */
+#define LS_RUN 16 /* 1 KiB of prompt at 64-byte blocks; a node fills two or three cache lines */
+
+struct ls_index;
+
+struct ls_index_stats {
+    size_t budget_bytes; /* tables and pools together, never more than asked for */
+    size_t used_bytes;   /* of nodes and holdings in use, and the table */
+    uint32_t nodes, holdings, max_nodes, max_holdings;
+    uint64_t evictions; /* blocks given up for want of room */
+};
+
+#define LS_INDEX_MIN_BYTES 4096
+struct ls_index *ls_index_new(size_t budget_bytes, uint32_t max_instances);
+void ls_index_free(struct ls_index *ix);
+
+/* For each holder of a prefix, hits[slot] = blocks of it held; other entries are left alone (pass
+ * zeros). Returns the longest known prefix in blocks. Changes nothing. */
+uint32_t ls_index_match(const struct ls_index *ix, const uint64_t *hashes, uint32_t n,
+                        uint32_t *hits);
+
+/* slot now holds these blocks; they become its most recent. capacity in blocks, 0 = no limit of its
+ * own: the oldest blocks beyond it are given up. If the path alone exceeds the budget or the
+ * capacity, its far end is not entered. */
+void ls_index_insert(struct ls_index *ix, uint32_t slot, const uint64_t *hashes, uint32_t n,
+                     uint64_t capacity);
+
+void ls_index_forget(struct ls_index *ix, uint32_t slot);
+uint64_t ls_index_blocks(const struct ls_index *ix, uint32_t slot); /* held by slot */
+void ls_index_stats(const struct ls_index *ix, struct ls_index_stats *out);
+int ls_index_check(const struct ls_index *ix); /* slow: every link; 0 or LS_EINVARIANT */
+
+/* ---- ring.c: the last few measurements ------------------------------------------------------- */
+struct ls_ring {
+    float *value;
+    uint32_t capacity, length, next;
+    double sum; /* of the values held; summed anew at each turn: rounding cannot add up */
+};
+
+void ls_ring_init(struct ls_ring *ring, float *memory, uint32_t capacity);
+void ls_ring_push(struct ls_ring *ring, double value);
+void ls_ring_clear(struct ls_ring *ring);
+double ls_ring_mean(const struct ls_ring *ring);                 /* 0 if empty */
+double ls_ring_get(const struct ls_ring *ring, uint32_t newest); /* 0 = the newest; 0.0 if none */
+
+/* ---- hist.c: counts for Prometheus ----------------------------------------------------------- */
+#define LS_BOUNDS 16
+extern const double ls_bounds[LS_BOUNDS]; /* upper, inclusive, seconds */
+
+struct ls_hist {
+    uint64_t count[LS_BOUNDS + 1]; /* not cumulative; the last is above all bounds */
+    double sum;
+};
+
+void ls_hist_add(struct ls_hist *hist, double seconds);
+
+/* ---- speed.c: seconds per uncached token, for each instance -------------------------------------
+ *
+ * From the intervals between first tokens; those of one instant (one iteration) count together.
+ *     num = d num + interval      den = d den + uncached tokens + 150       speed = num / den
+ * Few labels make a noisy ratio, and the quickest by noise would draw every request. So the log
+ * of each is shrunk toward the mean over instances, the more the less is known of it, and the less
+ * the instances differ among each other.
+ */
+struct ls_speed {
+    double num, den, count;  /* decayed sums; count of labels */
+    double since, at;        /* the first-token instants before the last one, and the last one */
+    double interval, tokens; /* of the last one */
+    uint64_t labels;
+    double shrunk; /* what everyone uses */
+};
+
+struct ls_speed_pool {
+    double square, count; /* of the log residuals of all instances, decayed */
+    double typical;       /* mean speed; what an instance without labels is believed to have */
+    double shrunk_at;
+    int dirty;
+};
+
+void ls_speed_pool_init(struct ls_speed_pool *pool);
+void ls_speed_init(struct ls_speed *speed, const struct ls_speed_pool *pool);
+/* A first token at `at` of a request dispatched at `start` with `tokens` to compute. */
+void ls_speed_note(struct ls_speed *speed, struct ls_speed_pool *pool, double at, double start,
+                   double tokens);
+/* Renew `shrunk` of n speeds that lie `stride` bytes apart; those with used[i * stride] == 0 are
+ * not there. */
+void ls_speed_shrink(struct ls_speed_pool *pool, struct ls_speed *first, const uint8_t *used,
+                     uint32_t n, size_t stride);
+
+/* ---- mlp.c: the model ---------------------------------------------------------------------------
+ *
+ *   T = max(linear . x, 1e-4) * exp(clip(mlp(clip(x)), -bound, bound))     seconds to first token
+ *
+ * The linear part is physical: it may be trusted away from the data. The MLP corrects it by a
+ * bounded factor, and only rows inside the range seen in training. Blob, little endian, W =
+ * LS_WIDTH:
+ *
+ *   u32 magic  u32 format  u64 schema  u32 version  u32 W  u32 L  [u32 dims[L + 1] if L > 0]
+ *   f32 bound  f32 linear[W]
+ *   if L > 0:  f32 clip_low[W]  clip_high[W]  range_low[W]  range_high[W]
+ *              then for each layer  f32 weight[out][in]  f32 bias[out];  ReLU between layers
+ *
+ * dims[0] = W, dims[L] = 1, hidden 1..LS_MAX_HIDDEN. Every number is finite, but ranges may be
+ * infinite.
+ */
+#define LS_BLOB_MAGIC 0x4C535742u
+#define LS_BLOB_FORMAT 1u
+#define LS_LANES 8 /* layers are padded to this many outputs: two SSE or one AVX register */
+#define LS_PAD(n) (((n) + LS_LANES - 1) / LS_LANES * LS_LANES)
+#define LS_MAX_PARAMS                                                                              \
+    (LS_MAX_HIDDEN * LS_PAD(LS_WIDTH) +                                                            \
+     (LS_MAX_LAYERS - 1) * LS_MAX_HIDDEN * (LS_MAX_HIDDEN + 1) + LS_LANES * (LS_MAX_HIDDEN + 1))
+
+struct ls_model {
+    uint32_t version, layers, dims[LS_MAX_LAYERS + 1];
+    float bound;
+    float linear[LS_WIDTH];
+    float clip_low[LS_WIDTH], clip_high[LS_WIDTH], range_low[LS_WIDTH], range_high[LS_WIDTH];
+    /* per layer: weight[in][padded out], bias[padded out]; padding is 0 */
+    float params[LS_MAX_PARAMS];
+};
+
+/* Check all, then fill model. On failure (LS_EMAGIC to LS_EVALUE) its contents are undefined. */
+int ls_model_load(struct ls_model *model, const void *blob, size_t bytes);
+
+/* For n rows of LS_WIDTH: seconds[i], at most 1e9; outside[i] = 1 if the row's range forbade
+ * correction. */
+void ls_model_score(const struct ls_model *model, const float *rows, uint32_t n, float *seconds,
+                    uint8_t *outside);
+
+/* FNV-1a over "name|unit|scale;" of all rows, scale as written in features.h. */
+uint64_t ls_schema_hash(void);
+
+struct ls_feature_row {
+    const char *name, *unit, *scale_text, *help;
+    double scale;
+};
+extern const struct ls_feature_row ls_feature_table[LS_WIDTH];
+
+/* ---- the router ------------------------------------------------------------------------------ */
+enum ls_reason {
+    LS_LEARNED,
+    LS_GUARD,
+    LS_COLD,
+    LS_OUT_OF_RANGE,
+    LS_EXPLORE,
+    LS_HEURISTIC,
+    LS_ONLY_ONE,
+    LS_ERROR,
+    LS_REASONS
+};
+enum ls_event {
+    LS_FIRST_TOKEN,
+    LS_TOKENS,
+    LS_USAGE,
+    LS_DONE,
+    LS_FAILED,
+    LS_ABANDONED,
+    LS_TIMEOUT,
+    LS_EVENTS
+};
+
+/* What a row of features is computed from: one request on one instance, plain units. */
+struct ls_view {
+    double prompt, own, hit; /* tokens; own = prompt - hit */
+    double speed;            /* seconds per uncached token */
+    double queued;           /* uncached tokens dispatched before and not computed yet */
+    double prefill, decode;  /* requests */
+    double context;          /* tokens */
+    double occupancy, overdue, inter_token;
+    double reported_running, reported_waiting, reported_kv_usage, report_age;
+};
+
+/* An instance that may be chosen; row i of the matrix belongs to candidate i. */
+struct ls_candidate {
+    uint32_t slot, hit_blocks, hit_tokens, waiting, inflight;
+    float own, queued, speed, occupancy, expected; /* expected: TTFT by plain physics, seconds */
+};
+
+struct ls_instance {
+    uint8_t used, routable, prefix_caching, reported;
+    uint32_t epoch; /* counts the slot's tenants: a ticket of an earlier one counts nowhere */
+    uint64_t kv_tokens;
+    /* Exact: sums over its open tickets (ls_router_check). */
+    uint64_t prefill_requests, prefill_own, prefill_prompt, decode_requests, decode_context;
+    uint32_t oldest, newest; /* streamed tickets without first token, in order of dispatch */
+    struct ls_speed speed;
+    struct ls_ring ttft, prefill_rate, inter_token; /* seconds, tokens per second, seconds */
+    double reported_at, running, waiting, kv_usage;
+    struct ls_hist ttft_hist;
+    uint64_t decisions, finals[LS_EVENTS]; /* finals: by event, DONE to TIMEOUT */
+};
+
+/* A sample row: the ring's element and the wire format (little endian, padding at the end only). */
+struct ls_sample {
+    double dispatched;
+    float x[LS_WIDTH];
+    float ttft, e2e, tpot, predicted, propensity; /* NaN where not known */
+    uint32_t prompt_tokens, output_tokens, cached_tokens, hit_tokens, weights_version;
+    uint16_t slot;
+    uint8_t reason, event;
+};
+#define LS_UNKNOWN 0xFFFFFFFFu /* cached_tokens that nobody told */
+#define LS_SAMPLE_MAGIC 0x4C53534Du
+#define LS_SAMPLE_FORMAT 1u
+#define LS_SAMPLE_HEADER 24 /* u32 magic, u32 format, u64 schema, u32 rows, u32 row bytes */
+
+struct ls_config {
+    uint32_t block_bytes, ring, max_instances, max_tickets, max_samples;
+    size_t index_bytes;
+    uint64_t seed;
+};
+
+struct ls_request {
+    const void *prompt, *seed;
+    size_t prompt_bytes, seed_bytes;
+    uint32_t prompt_tokens; /* 0: estimated from the bytes */
+    int streaming;          /* else no first token will be seen */
+};
+
+struct ls_counters {
+    uint64_t decisions[LS_REASONS];
+    uint64_t tickets_open, tickets_full, observes_ignored, reports_ignored;
+    uint64_t samples, samples_dropped;
+    uint64_t prefix_predicted_tokens, prefix_delivered_tokens; /* of requests with known usage */
+    struct ls_hist predicted, error; /* predicted TTFT; |predicted - measured| */
+};
+
+/* A dispatched request. Its id is generation << 32 | index: an id of the past fits no ticket. */
+struct ls_ticket {
+    double dispatched, first_token, last_token;
+    uint32_t generation, epoch;
+    uint32_t older, newer; /* streamed tickets of the instance without first token; free list */
+    uint32_t prompt_tokens, own_tokens, hit_tokens, output_tokens, cached_tokens, usage_tokens;
+    uint32_t weights_version;
+    size_t prompt_bytes;
+    float predicted, expected;
+    uint16_t slot;
+    uint8_t state, reason, streaming;
+    float x[LS_WIDTH]; /* the row that the decision used: what the learner gets */
+};
+enum ls_ticket_state { LS_FREE, LS_PREFILL, LS_DECODE };
+
+struct ls_router {
+    struct ls_config config;
+    struct ls_key key;
+    uint64_t rng;
+    struct ls_index *index;
+    struct ls_instance *instances;
+    uint32_t slots; /* one more than the highest slot ever used */
+    struct ls_speed_pool pool;
+    double known_bytes, known_tokens; /* decayed sums from usage: bytes per token */
+    struct ls_counters counters;
+
+    /* Of the decision being made: filled by prepare, read by the policy, used by commit. */
+    double now;
+    uint32_t prompt_tokens, blocks, n;
+    size_t prompt_bytes;
+    int streaming;
+    struct ls_candidate *candidates;
+    float *rows; /* n rows of LS_WIDTH */
+    uint64_t *hashes;
+    uint32_t *hits; /* by slot */
+    uint8_t *avoid; /* by slot: set by the caller, cleared by prepare */
+
+    struct ls_ticket *tickets; /* [0] is not used: a link of 0 is none */
+    uint32_t free_ticket, fresh_ticket;
+
+    struct ls_sample *samples; /* a ring: the oldest is overwritten, and counted */
+    uint32_t first_sample, waiting_samples;
+    float *ring_memory;
+};
+
+/* NULL if memory is short. The caller has checked the sizes against the caps above. */
+struct ls_router *ls_router_new(const struct ls_config *config);
+void ls_router_free(struct ls_router *r);
+
+int ls_router_add(struct ls_router *r); /* a slot, or LS_EFULL */
+void ls_router_remove(struct ls_router *r, uint32_t slot);
+double ls_router_bytes_per_token(const struct ls_router *r);
+
+/* Fill candidates and rows. Returns n >= 1, or LS_ENONE. */
+int ls_router_prepare(struct ls_router *r, const struct ls_request *request, double now);
+
+/* Dispatch to candidate i of the last prepare. Returns the ticket, or 0 if the table is full (the
+ * request is then not tracked). predicted: seconds, NaN if no model was asked. */
+int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason, float predicted,
+                         uint32_t weights_version);
+
+/* Returns 1, or 0 if ignored: no such open ticket, or an event that cannot follow. */
+int ls_router_observe(struct ls_router *r, int64_t ticket, enum ls_event event, double now,
+                      int64_t tokens, int64_t cached);
+int ls_router_report(struct ls_router *r, int64_t slot, double now, double running, double waiting,
+                     double kv_usage);
+
+size_t ls_router_drain_bytes(const struct ls_router *r); /* 0 if there are no samples */
+void ls_router_drain(struct ls_router *r, uint8_t *out);
+
+int ls_router_check(const struct ls_router *r); /* slow: counters against tickets, and the index */
+
+#endif

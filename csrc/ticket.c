@@ -1,0 +1,270 @@
+/* ticket.c -- a dispatched request from commit to its final event, and the samples it leaves.
+ *
+ *   commit --> PREFILL --FIRST_TOKEN--> DECODE --DONE, FAILED, ABANDONED, TIMEOUT--> FREE
+ *                 '------------- any final event (not streamed: the rule) ------------^
+ *
+ * Every counter of an instance is a sum over its open tickets, so what commit adds, exactly one of
+ * these steps takes away. A ticket whose instance is gone (epoch) still runs its course and counts
+ * nowhere.
+ */
+#include "lodestar.h"
+
+#include <math.h>
+#include <string.h>
+
+#define USAGE_DECAY 0.99 /* bytes per token: a memory of 100 answers */
+
+_Static_assert(sizeof(struct ls_sample) % 8 == 0, "rows stay aligned");
+_Static_assert(offsetof(struct ls_sample, ttft) == 8 + 4 * LS_WIDTH, "no holes");
+_Static_assert(offsetof(struct ls_sample, event) == 8 + 4 * LS_WIDTH + 43, "no holes");
+
+/* ---- Open and close -------------------------------------------------------------------------- */
+
+/* The instance of a ticket, or NULL if it was removed meanwhile. */
+static struct ls_instance *instance_of(struct ls_router *r, const struct ls_ticket *t) {
+    struct ls_instance *x = &r->instances[t->slot];
+    return x->used && x->epoch == t->epoch ? x : NULL;
+}
+
+static void enter_prefill(struct ls_router *r, struct ls_instance *x, uint32_t id) {
+    struct ls_ticket *t = &r->tickets[id];
+    x->prefill_requests++;
+    x->prefill_own += t->own_tokens;
+    x->prefill_prompt += t->prompt_tokens;
+    if (!t->streaming)
+        return; /* nobody can say when it leaves: it neither advances nor is overdue */
+    t->older = x->newest;
+    t->newer = 0;
+    *(x->newest ? &r->tickets[x->newest].newer : &x->oldest) = id;
+    x->newest = id;
+}
+
+static void leave_prefill(struct ls_router *r, struct ls_instance *x, struct ls_ticket *t) {
+    x->prefill_requests--;
+    x->prefill_own -= t->own_tokens;
+    x->prefill_prompt -= t->prompt_tokens;
+    if (!t->streaming) return;
+    *(t->older ? &r->tickets[t->older].newer : &x->oldest) = t->newer;
+    *(t->newer ? &r->tickets[t->newer].older : &x->newest) = t->older;
+}
+
+int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason, float predicted,
+                         uint32_t weights_version) {
+    const struct ls_candidate *c = &r->candidates[i];
+    struct ls_instance *x = &r->instances[c->slot];
+    r->counters.decisions[reason]++;
+    x->decisions++;
+    if (!isnan(predicted)) ls_hist_add(&r->counters.predicted, (double)predicted);
+    if (x->prefix_caching) {
+        double capacity = (double)x->kv_tokens * ls_router_bytes_per_token(r);
+        ls_index_insert(r->index, c->slot, r->hashes, r->blocks,
+                        (uint64_t)ceil(capacity / r->config.block_bytes));
+    }
+    uint32_t id = r->free_ticket;
+    if (id) {
+        r->free_ticket = r->tickets[id].newer;
+    } else if (r->fresh_ticket <= r->config.max_tickets) {
+        id = r->fresh_ticket++;
+    } else {
+        r->counters.tickets_full++;
+        return 0;
+    }
+    struct ls_ticket *t = &r->tickets[id];
+    *t = (struct ls_ticket){
+        .dispatched = r->now,
+        .generation = (t->generation + 1) & 0x7FFFFFFF,
+        .epoch = x->epoch,
+        .prompt_tokens = r->prompt_tokens,
+        .own_tokens = r->prompt_tokens - c->hit_tokens,
+        .hit_tokens = c->hit_tokens,
+        .cached_tokens = LS_UNKNOWN,
+        .weights_version = weights_version,
+        .prompt_bytes = r->prompt_bytes,
+        .predicted = predicted,
+        .expected = c->expected,
+        .slot = (uint16_t)c->slot,
+        .state = LS_PREFILL,
+        .reason = (uint8_t)reason,
+        .streaming = r->streaming != 0,
+    };
+    memcpy(t->x, r->rows + (size_t)i * LS_WIDTH, sizeof t->x);
+    enter_prefill(r, x, id);
+    r->counters.tickets_open++;
+    return (int64_t)((uint64_t)t->generation << 32 | id);
+}
+
+static void ticket_close(struct ls_router *r, uint32_t id) {
+    r->tickets[id].state = LS_FREE;
+    r->tickets[id].newer = r->free_ticket;
+    r->free_ticket = id;
+    r->counters.tickets_open--;
+}
+
+/* ---- Samples --------------------------------------------------------------------------------- */
+
+static void add_sample(struct ls_router *r, const struct ls_ticket *t, enum ls_event event,
+                       float ttft, float e2e, float tpot) {
+    uint32_t at = r->first_sample + r->waiting_samples;
+    if (r->waiting_samples < r->config.max_samples) {
+        r->waiting_samples++;
+    } else { /* full: the oldest gives way */
+        r->first_sample = (r->first_sample + 1) % r->config.max_samples;
+        r->counters.samples_dropped++;
+    }
+    struct ls_sample *s = &r->samples[at % r->config.max_samples];
+    memset(s, 0, sizeof *s); /* the padding leaves the process */
+    s->dispatched = t->dispatched;
+    memcpy(s->x, t->x, sizeof s->x);
+    s->ttft = ttft;
+    s->e2e = e2e;
+    s->tpot = tpot;
+    s->predicted = t->predicted;
+    s->propensity = 1;
+    s->prompt_tokens = t->usage_tokens ? t->usage_tokens : t->prompt_tokens;
+    s->output_tokens = t->output_tokens;
+    s->cached_tokens = t->cached_tokens;
+    s->hit_tokens = t->hit_tokens;
+    s->weights_version = t->weights_version;
+    s->slot = t->slot;
+    s->reason = t->reason;
+    s->event = (uint8_t)event;
+    r->counters.samples++;
+}
+
+size_t ls_router_drain_bytes(const struct ls_router *r) {
+    if (r->waiting_samples == 0) return 0;
+    return LS_SAMPLE_HEADER + r->waiting_samples * sizeof(struct ls_sample);
+}
+
+void ls_router_drain(struct ls_router *r, uint8_t *out) {
+    if (r->waiting_samples == 0) return;
+    uint32_t head[2] = {LS_SAMPLE_MAGIC, LS_SAMPLE_FORMAT};
+    uint64_t schema = ls_schema_hash();
+    uint32_t rows[2] = {r->waiting_samples, sizeof(struct ls_sample)};
+    memcpy(out, head, sizeof head);
+    memcpy(out + 8, &schema, sizeof schema);
+    memcpy(out + 16, rows, sizeof rows);
+    uint32_t behind = r->config.max_samples - r->first_sample; /* rows before the ring turns */
+    uint32_t n = r->waiting_samples < behind ? r->waiting_samples : behind;
+    out += LS_SAMPLE_HEADER;
+    memcpy(out, r->samples + r->first_sample, n * sizeof *r->samples);
+    memcpy(out + n * sizeof *r->samples, r->samples, (r->waiting_samples - n) * sizeof *r->samples);
+    r->first_sample = r->waiting_samples = 0;
+}
+
+/* ---- Events ---------------------------------------------------------------------------------- */
+
+static int first_token(struct ls_router *r, struct ls_ticket *t, double now) {
+    if (t->state != LS_PREFILL || !t->streaming) return 0;
+    struct ls_instance *x = instance_of(r, t);
+    double ttft = ls_max(0, now - t->dispatched);
+    t->first_token = t->last_token = now;
+    if (x) {
+        leave_prefill(r, x, t);
+        x->decode_requests++;
+        x->decode_context += (uint64_t)t->prompt_tokens + t->output_tokens;
+        ls_speed_note(&x->speed, &r->pool, now, t->dispatched, t->own_tokens);
+        ls_ring_push(&x->ttft, ttft);
+        if (x->speed.interval > 0)
+            ls_ring_push(&x->prefill_rate, x->speed.tokens / x->speed.interval);
+        ls_hist_add(&x->ttft_hist, ttft);
+    }
+    t->state = LS_DECODE;
+    if (!isnan(t->predicted)) ls_hist_add(&r->counters.error, fabs((double)t->predicted - ttft));
+    add_sample(r, t, LS_FIRST_TOKEN, (float)ttft, NAN, NAN);
+    return 1;
+}
+
+/* The total of output tokens is now this; the instance's context grows with it while decoding. */
+static void set_output(struct ls_router *r, struct ls_ticket *t, uint32_t total) {
+    if (t->state == LS_DECODE) {
+        struct ls_instance *x = instance_of(r, t);
+        if (x)
+            x->decode_context += (uint64_t)total - t->output_tokens; /* wraps back if it shrinks */
+    }
+    t->output_tokens = total;
+}
+
+static int more_tokens(struct ls_router *r, struct ls_ticket *t, double now, uint32_t tokens) {
+    if (tokens == 0 || tokens > LS_TOKENS_MAX - t->output_tokens) return 0;
+    if (t->state == LS_DECODE) {
+        struct ls_instance *x = instance_of(r, t);
+        if (x) ls_ring_push(&x->inter_token, ls_max(0, now - t->last_token) / tokens);
+        t->last_token = now;
+    }
+    set_output(r, t, t->output_tokens + tokens);
+    return 1;
+}
+
+static int usage(struct ls_router *r, struct ls_ticket *t, uint32_t tokens, int64_t cached) {
+    if (tokens == 0) return 0;
+    if (t->usage_tokens == 0 && t->prompt_bytes > 0) {
+        r->known_bytes = USAGE_DECAY * r->known_bytes + (double)t->prompt_bytes;
+        r->known_tokens = USAGE_DECAY * r->known_tokens + tokens;
+    }
+    if (cached >= 0 && t->cached_tokens == LS_UNKNOWN) {
+        t->cached_tokens = cached < tokens ? (uint32_t)cached : tokens;
+        r->counters.prefix_predicted_tokens += t->hit_tokens;
+        r->counters.prefix_delivered_tokens += t->cached_tokens;
+    }
+    t->usage_tokens = tokens;
+    return 1;
+}
+
+static int finish(struct ls_router *r, uint32_t id, enum ls_event event, double now,
+                  uint32_t tokens) {
+    struct ls_ticket *t = &r->tickets[id];
+    struct ls_instance *x = instance_of(r, t);
+    double e2e = ls_max(0, now - t->dispatched);
+    float ttft = NAN, tpot = NAN;
+    if (tokens > 0) set_output(r, t, tokens);
+    if (t->state == LS_DECODE) {
+        if (t->output_tokens > 1)
+            tpot = (float)(ls_max(0, now - t->first_token) / (t->output_tokens - 1));
+        if (x) {
+            x->decode_requests--;
+            x->decode_context -= (uint64_t)t->prompt_tokens + t->output_tokens;
+        }
+    } else {
+        if (event != LS_DONE) ttft = (float)e2e; /* censored: at least this long */
+        if (x) leave_prefill(r, x, t);
+    }
+    if (x) x->finals[event]++;
+    add_sample(r, t, event, ttft, (float)e2e, tpot);
+    ticket_close(r, id);
+    return 1;
+}
+
+int ls_router_observe(struct ls_router *r, int64_t ticket, enum ls_event event, double now,
+                      int64_t tokens, int64_t cached) {
+    uint32_t id = (uint32_t)((uint64_t)ticket & 0xFFFFFFFFu);
+    int done = 0;
+    if (ticket > 0 && id > 0 && id < r->fresh_ticket && isfinite(now) && tokens >= 0 &&
+        tokens <= LS_TOKENS_MAX) {
+        struct ls_ticket *t = &r->tickets[id];
+        if (t->state != LS_FREE && t->generation == (uint64_t)ticket >> 32) {
+            uint32_t n = (uint32_t)tokens;
+            switch (event) {
+            case LS_FIRST_TOKEN:
+                done = first_token(r, t, now);
+                break;
+            case LS_TOKENS:
+                done = more_tokens(r, t, now, n);
+                break;
+            case LS_USAGE:
+                done = usage(r, t, n, cached);
+                break;
+            case LS_DONE:
+            case LS_FAILED:
+            case LS_ABANDONED:
+            case LS_TIMEOUT:
+                done = finish(r, id, event, now, n);
+                break;
+            case LS_EVENTS:
+                break;
+            }
+        }
+    }
+    if (!done) r->counters.observes_ignored++;
+    return done;
+}

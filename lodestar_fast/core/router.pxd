@@ -1,0 +1,36 @@
+from libc.stdint cimport uint32_t
+
+from lodestar_fast.core.lodestar cimport ls_instance, ls_request, ls_router
+from lodestar_fast.core.policies cimport Candidates, Policy
+
+
+cdef class Decision:
+    cdef readonly long long ticket          # give it to observe(); 0 = table full, not tracked
+    cdef readonly Py_ssize_t slot
+    cdef readonly int reason_code           # an ls_reason
+    cdef readonly double predicted          # seconds, NaN if no model was asked
+    cdef readonly Py_ssize_t hit_blocks, hit_tokens, prompt_tokens
+
+
+cdef class Router:
+    cdef ls_router *r
+    cdef Policy _policy
+    cdef Candidates candidates              # one object, lent to each pick()
+    cdef bint deciding                      # inside pick(): nothing may change
+    cdef list names                         # by slot, None where free
+    cdef str policy_error                   # the last exception of a policy, "" if none
+
+    # -- the driver's three verbs --
+    cpdef Decision route(
+        self, prompt, double now, Py_ssize_t prompt_tokens=*, seed=*, avoid=*, bint streaming=*)
+    cpdef observe(
+        self, long long ticket, int event, double now, long long tokens=*, long long cached=*)
+    cpdef report(
+        self, Py_ssize_t slot, double now, double running, double waiting, double kv_usage)
+
+    cdef Decision choose(self, const ls_request *request, double now)
+    cdef Py_ssize_t ask(self) except -1
+    cdef int mark_avoided(self, avoid) except -1
+    cdef ls_instance *known(self, Py_ssize_t slot) except NULL
+    cdef int may_change(self) except -1
+    cdef uint32_t hash_into(self, bytes prompt, bytes seed) noexcept

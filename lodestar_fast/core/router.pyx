@@ -1,0 +1,399 @@
+"""The Cython seam of the C router: argument checks, the call of the policy, Python-visible answers.
+
+Everything that runs once per request and instance is in csrc/; what decides is in policies.pyx.
+One thread owns a Router. A policy cannot break it: what it raises or answers wrongly is counted
+as Reason.ERROR, and the instance with the fewest requests in flight is taken.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport (
+    PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
+)
+cimport cython
+from libc.math cimport NAN, isfinite
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memset
+
+from lodestar_fast.core.lodestar cimport (
+    LS_ABANDONED, LS_BOUNDS, LS_DONE, LS_ERROR, LS_FAILED, LS_INDEX_MIN_BYTES, LS_MAX_BLOCKS,
+    LS_MAX_INSTANCES, LS_MAX_TICKETS, LS_REASONS, LS_TIMEOUT, LS_TOKENS_MAX, LS_WIDTH,
+    ls_bounds, ls_candidate, ls_config, ls_event, ls_feature_row, ls_feature_table,
+    ls_hash_blocks, ls_hist, ls_index_blocks, ls_index_forget, ls_index_match, ls_index_stats,
+    ls_index_stats_t, ls_reason, ls_ring, ls_ring_get, ls_ring_mean, ls_router_add,
+    ls_router_bytes_per_token, ls_router_check, ls_router_commit, ls_router_drain,
+    ls_router_drain_bytes, ls_router_free, ls_router_new, ls_router_observe, ls_router_prepare,
+    ls_router_remove, ls_router_report, ls_schema_hash,
+)
+
+from lodestar_fast.core import enums
+from lodestar_fast.errors import InvariantError, NoInstanceError
+
+Event, Reason = enums.Event, enums.Reason
+cdef tuple REASONS = tuple(Reason)
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Decision:
+    """Immutable answer of Router.route(); cannot be built from Python."""
+
+    def __init__(self):
+        raise TypeError("only Router.route() makes decisions")
+
+    @property
+    def reason(self):
+        return REASONS[self.reason_code]
+
+    def __repr__(self):
+        return (
+            f"<Decision slot={self.slot} reason={self.reason.name} predicted={self.predicted:.4f}"
+            f" hit={self.hit_tokens}/{self.prompt_tokens} ticket={self.ticket:#x}>"
+        )
+
+
+@cython.final
+cdef class Router:
+    """The decision core: instances, prefix index, tickets, samples. See router.pyi."""
+
+    def __cinit__(
+        self,
+        Policy policy not None,
+        *,
+        long long block_bytes=64,
+        long long index_bytes=64 << 20,
+        long long ring=64,
+        long long max_instances=64,
+        long long max_tickets=16384,
+        long long max_samples=8192,
+        seed=0,
+    ):
+        in_range("block_bytes", block_bytes, 16, 1 << 20)
+        in_range("index_bytes", index_bytes, LS_INDEX_MIN_BYTES, 1 << 38)
+        in_range("ring", ring, 1, 1 << 16)
+        in_range("max_instances", max_instances, 1, LS_MAX_INSTANCES)
+        in_range("max_tickets", max_tickets, 1, LS_MAX_TICKETS)
+        in_range("max_samples", max_samples, 1, 1 << 24)
+        cdef ls_config config
+        config.block_bytes = <uint32_t>block_bytes
+        config.index_bytes = <size_t>index_bytes
+        config.ring = <uint32_t>ring
+        config.max_instances = <uint32_t>max_instances
+        config.max_tickets = <uint32_t>max_tickets
+        config.max_samples = <uint32_t>max_samples
+        config.seed = seed & 0xFFFFFFFFFFFFFFFF
+        self.r = ls_router_new(&config)
+        if self.r == NULL:
+            raise MemoryError
+        self._policy = policy
+        self.candidates = Candidates.__new__(Candidates)
+        self.names = []
+        self.policy_error = ""
+
+    def __dealloc__(self):
+        ls_router_free(self.r)
+
+    @property
+    def policy(self):
+        return self._policy
+
+    @policy.setter
+    def policy(self, Policy value not None):
+        self.may_change()
+        self._policy = value
+
+    # -- membership: rare --
+
+    cdef int may_change(self) except -1:
+        if self.deciding:
+            raise RuntimeError("a policy may not change the router inside pick()")
+        return 0
+
+    cdef ls_instance *known(self, Py_ssize_t slot) except NULL:
+        if slot < 0 or slot >= self.r.slots or not self.r.instances[slot].used:
+            raise ValueError(f"slot: {slot} is no instance")
+        return &self.r.instances[slot]
+
+    def add_instance(self, str name not None, *, long long kv_tokens=0, bint prefix_caching=True):
+        self.may_change()
+        in_range("kv_tokens", kv_tokens, 0, 1 << 40)
+        cdef int slot = ls_router_add(self.r)
+        if slot < 0:
+            raise ValueError(f"max_instances: all {self.r.config.max_instances} slots are taken")
+        self.names[len(self.names):] = [None] * (slot + 1 - len(self.names))
+        self.names[slot] = name
+        self.configure_instance(slot, kv_tokens=kv_tokens, prefix_caching=prefix_caching)
+        return slot
+
+    def remove_instance(self, Py_ssize_t slot):
+        self.may_change()
+        self.known(slot)
+        ls_router_remove(self.r, <uint32_t>slot)
+        self.names[slot] = None
+
+    def configure_instance(self, Py_ssize_t slot, *, long long kv_tokens, bint prefix_caching):
+        self.may_change()
+        in_range("kv_tokens", kv_tokens, 0, 1 << 40)
+        cdef ls_instance *x = self.known(slot)
+        x.kv_tokens = kv_tokens
+        x.prefix_caching = prefix_caching
+        if not prefix_caching:
+            ls_index_forget(self.r.index, <uint32_t>slot)
+
+    def set_routable(self, Py_ssize_t slot, bint routable):
+        self.may_change()
+        self.known(slot).routable = routable
+
+    def forget_prefixes(self, Py_ssize_t slot):
+        self.may_change()
+        self.known(slot)
+        ls_index_forget(self.r.index, <uint32_t>slot)
+
+    def slots(self):
+        return [slot for slot, name in enumerate(self.names) if name is not None]
+
+    # -- the driver's three verbs: hot --
+
+    cpdef Decision route(
+        self,
+        prompt,
+        double now,
+        Py_ssize_t prompt_tokens=0,
+        seed=b"",
+        avoid=(),
+        bint streaming=True,
+    ):
+        self.may_change()
+        if not isfinite(now):
+            raise ValueError(f"now: {now} is no time")
+        in_range("prompt_tokens", prompt_tokens, 0, LS_TOKENS_MAX)
+        cdef ls_request request
+        cdef Py_buffer body, salt
+        cdef bint body_held = False, salt_held = False
+        request.prompt_tokens = <uint32_t>prompt_tokens
+        request.streaming = streaming
+        try:
+            if PyBytes_CheckExact(prompt):
+                request.prompt = PyBytes_AS_STRING(prompt)
+                request.prompt_bytes = PyBytes_GET_SIZE(prompt)
+            else:
+                PyObject_GetBuffer(prompt, &body, PyBUF_SIMPLE)
+                body_held = True
+                request.prompt, request.prompt_bytes = body.buf, body.len
+            if PyBytes_CheckExact(seed):
+                request.seed = PyBytes_AS_STRING(seed)
+                request.seed_bytes = PyBytes_GET_SIZE(seed)
+            else:
+                PyObject_GetBuffer(seed, &salt, PyBUF_SIMPLE)
+                salt_held = True
+                request.seed, request.seed_bytes = salt.buf, salt.len
+            if avoid is not None and avoid != ():
+                self.mark_avoided(avoid)
+            return self.choose(&request, now)
+        finally:
+            if body_held:
+                PyBuffer_Release(&body)
+            if salt_held:
+                PyBuffer_Release(&salt)
+
+    cdef int mark_avoided(self, avoid) except -1:
+        for slot in [int(each) for each in avoid]:  # may raise; no mark is left behind then
+            if 0 <= slot < self.r.config.max_instances:
+                self.r.avoid[<Py_ssize_t>slot] = 1
+        return 0
+
+    cdef Decision choose(self, const ls_request *request, double now):
+        if ls_router_prepare(self.r, request, now) < 0:
+            raise NoInstanceError("no instance may be chosen: none is known, routable and untried")
+        cdef Py_ssize_t i = self.ask()
+        cdef Candidates c = self.candidates
+        cdef const ls_candidate *x = &self.r.candidates[i]
+        cdef Decision d = Decision.__new__(Decision)
+        d.slot = x.slot
+        d.hit_blocks = x.hit_blocks
+        d.hit_tokens = x.hit_tokens
+        d.prompt_tokens = self.r.prompt_tokens
+        d.predicted = c.predicted
+        d.reason_code = c.reason_code
+        cdef uint32_t version = self._policy.version if d.predicted == d.predicted else 0
+        d.ticket = ls_router_commit(
+            self.r, <uint32_t>i, <ls_reason>c.reason_code, <float>d.predicted, version)
+        return d
+
+    cdef Py_ssize_t ask(self) except -1:
+        """The policy's choice, with its reason and prediction left in self.candidates."""
+        cdef Candidates c = self.candidates
+        cdef Py_ssize_t i
+        c.r = self.r
+        c.n = self.r.n
+        c.reason_code = -1
+        c.predicted = NAN
+        self.deciding = True
+        try:
+            i = self._policy.pick(c)
+            if i < 0 or i >= c.n:
+                raise IndexError(f"{self._policy.name} picked {i} of {c.n}")
+            if c.reason_code < 0:
+                raise ValueError(f"{self._policy.name} gave no reason")
+        except Exception as e:
+            self.policy_error = f"{type(e).__name__}: {e}"
+            i = c.least_inflight()
+            c.reason_code = LS_ERROR
+            c.predicted = NAN
+        finally:
+            self.deciding = False
+            c.r = NULL
+            c.n = 0
+        if not isfinite(c.predicted):
+            c.predicted = NAN
+        return i
+
+    cpdef observe(
+        self, long long ticket, int event, double now, long long tokens=0, long long cached=-1
+    ):
+        self.may_change()
+        ls_router_observe(self.r, ticket, <ls_event>event, now, tokens, cached)
+
+    cpdef report(
+        self, Py_ssize_t slot, double now, double running, double waiting, double kv_usage
+    ):
+        self.may_change()
+        ls_router_report(self.r, slot, now, running, waiting, kv_usage)
+
+    # -- the learner's side --
+
+    def drain(self):
+        cdef size_t size = ls_router_drain_bytes(self.r)
+        if size == 0:
+            return b""
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+        ls_router_drain(self.r, <uint8_t *>PyBytes_AS_STRING(out))
+        return out
+
+    # -- read by metrics and admin --
+
+    def stats(self):
+        cdef ls_index_stats_t index
+        ls_index_stats(self.r.index, &index)
+        n = &self.r.counters
+        return {
+            "decisions": {REASONS[i].name.lower(): n.decisions[i] for i in range(LS_REASONS)},
+            "policy": self._policy.name,
+            "policy_error": self.policy_error,
+            "weights_version": self._policy.version,
+            "predicted_ttft": histogram(&n.predicted),
+            "prediction_error": histogram(&n.error),
+            "predicted_hit_tokens": n.prefix_predicted_tokens,
+            "delivered_hit_tokens": n.prefix_delivered_tokens,
+            "bytes_per_token": ls_router_bytes_per_token(self.r),
+            "index_bytes": index.used_bytes,
+            "index_budget_bytes": index.budget_bytes,
+            "index_nodes": index.nodes,
+            "index_holdings": index.holdings,
+            "index_evictions": index.evictions,
+            "tickets_open": n.tickets_open,
+            "tickets_full": n.tickets_full,
+            "observes_ignored": n.observes_ignored,
+            "reports_ignored": n.reports_ignored,
+            "samples": n.samples,
+            "samples_waiting": self.r.waiting_samples,
+            "samples_dropped": n.samples_dropped,
+        }
+
+    def instance(self, Py_ssize_t slot):
+        cdef ls_instance *x = self.known(slot)
+        return {
+            "slot": slot,
+            "name": self.names[slot],
+            "routable": bool(x.routable),
+            "kv_tokens": x.kv_tokens,
+            "prefix_caching": bool(x.prefix_caching),
+            "prefix_blocks": ls_index_blocks(self.r.index, <uint32_t>slot),
+            "inflight": x.prefill_requests + x.decode_requests,
+            "prefill_requests": x.prefill_requests,
+            "prefill_own_tokens": x.prefill_own,
+            "prefill_prompt_tokens": x.prefill_prompt,
+            "decode_requests": x.decode_requests,
+            "decode_context_tokens": x.decode_context,
+            "speed": x.speed.shrunk,
+            "speed_labels": x.speed.labels,
+            "recent_ttft": ls_ring_mean(&x.ttft),
+            "recent_prefill_rate": ls_ring_mean(&x.prefill_rate),
+            "recent_inter_token": ls_ring_mean(&x.inter_token),
+            "reported": bool(x.reported),
+            "reported_at": x.reported_at,
+            "reported_running": x.running,
+            "reported_waiting": x.waiting,
+            "reported_kv_usage": x.kv_usage,
+            "ttft": histogram(&x.ttft_hist),
+            "decisions": x.decisions,
+            "done": x.finals[<int>LS_DONE],
+            "failed": x.finals[<int>LS_FAILED],
+            "abandoned": x.finals[<int>LS_ABANDONED],
+            "timeout": x.finals[<int>LS_TIMEOUT],
+        }
+
+    # -- for tests and benches --
+
+    def _hash(self, bytes prompt not None, bytes seed not None=b""):
+        """Chained hashes of the prompt's whole blocks."""
+        cdef uint32_t n = self.hash_into(prompt, seed)
+        return [self.r.hashes[i] for i in range(n)]
+
+    def _hash_count(self, bytes prompt not None, bytes seed not None=b""):
+        return self.hash_into(prompt, seed)
+
+    def _match(self, bytes prompt not None, bytes seed not None=b""):
+        """{slot: blocks of this prompt it is believed to hold}."""
+        cdef uint32_t n = self.hash_into(prompt, seed)
+        memset(self.r.hits, 0, self.r.slots * sizeof(uint32_t))
+        ls_index_match(self.r.index, self.r.hashes, n, self.r.hits)
+        return {slot: self.r.hits[slot] for slot in range(self.r.slots) if self.r.hits[slot]}
+
+    cdef uint32_t hash_into(self, bytes prompt, bytes seed) noexcept:
+        return ls_hash_blocks(
+            &self.r.key, PyBytes_AS_STRING(seed), PyBytes_GET_SIZE(seed),
+            PyBytes_AS_STRING(prompt), PyBytes_GET_SIZE(prompt), self.r.config.block_bytes,
+            self.r.hashes, LS_MAX_BLOCKS)
+
+    def _ring(self, Py_ssize_t slot, str name not None):
+        """The values of a ring, newest first: "ttft", "prefill_rate" or "inter_token"."""
+        cdef ls_instance *x = self.known(slot)
+        cdef const ls_ring *ring = &x.ttft
+        if name != "ttft":
+            ring = &x.prefill_rate if name == "prefill_rate" else &x.inter_token
+        return [ls_ring_get(ring, i) for i in range(ring.length)]
+
+    def _check(self):
+        """Raise InvariantError unless every counter and link is as it must be. Slow."""
+        if ls_router_check(self.r) < 0:
+            raise InvariantError("counters and open tickets, or the index, disagree")
+
+
+cdef int in_range(str name, long long value, long long low, long long high) except -1:
+    if value < low or value > high:
+        raise ValueError(f"{name}: {value} is not in {low}..{high}")
+    return 0
+
+
+cdef tuple histogram(const ls_hist *hist):
+    """(upper bounds, counts and one more above all, sum)."""
+    return (
+        [ls_bounds[i] for i in range(LS_BOUNDS)],
+        [hist.count[i] for i in range(LS_BOUNDS + 1)],
+        hist.sum,
+    )
+
+
+def feature_table():
+    """The rows of csrc/features.h: (name, unit, scale, help)."""
+    cdef const ls_feature_row *row
+    cdef list rows = []
+    for i in range(LS_WIDTH):
+        row = &ls_feature_table[i]
+        rows.append((row.name.decode(), row.unit.decode(), row.scale, row.help.decode()))
+    return rows
+
+
+def schema_hash():
+    """64-bit FNV-1a over "name|unit|scale;" of all rows."""
+    return ls_schema_hash()
