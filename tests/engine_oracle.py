@@ -1,4 +1,4 @@
-"""A slow, obvious version of sim/engine to compare the compiled one with, call by call.
+"""For the engine's tests: helpers, and a slow, obvious engine to compare the compiled one with.
 
 Written from the rules, not from the code: blocks are objects, the cache is an ordered dict, the
 cost formula is EngineSpec.iteration_seconds. No cancelled-request tricks, no counters kept twice.
@@ -9,7 +9,42 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from lodestar_fast.sim.gpus import EngineSpec
+from lodestar_fast.sim.blocks import BlockPool
+from lodestar_fast.sim.engine import Engine
+from lodestar_fast.sim.gpus import EngineSpec, spec
+
+Tokens = list[tuple[int, int, bool]]  # what step() returns
+
+
+def unit(**overrides: object) -> EngineSpec:
+    """An engine whose iterations take a second, whatever is in them: time is a count of steps."""
+    return spec("a30", w=0.0, c=0.0, a=0.0, k=0.0, s=0.0, h=1000.0, **overrides)
+
+
+def chain(name: int, blocks: int) -> list[int]:
+    """Hashes of a prompt of its own, the same for the same name."""
+    return [name * 10_000 + index + 1 for index in range(blocks)]
+
+
+def steps(engine: Engine, count: int) -> list[Tokens]:
+    return [engine.step(engine.next_time()) for _ in range(count)]
+
+
+def drain(engine: Engine) -> Tokens:
+    out = []
+    while engine.next_time() < math.inf:
+        out += engine.step(engine.next_time())
+    return out
+
+
+def check_books(pool: BlockPool) -> None:
+    """What must hold of a pool whatever happened."""
+    references, order = pool.reference_counts(), pool.eviction_order()
+    assert pool.used + pool.cached + pool.free == pool.total
+    assert sum(count > 0 for count in references) == pool.used
+    assert min(references) >= 0
+    assert len(order) == pool.free + pool.cached
+    assert [bool(hash) for hash in order] == [False] * pool.free + [True] * pool.cached
 
 
 @dataclass(eq=False)
@@ -86,7 +121,7 @@ class Oracle:
                     return True
         return False
 
-    def step(self) -> list[tuple[int, int, bool]]:
+    def step(self) -> Tokens:
         out = []
         for job in list(self.active):
             job.computed += job.scheduled

@@ -1,50 +1,18 @@
-"""The engine model: hand-computed schedules, the block pool's books, agreement with the oracle."""
+"""The engine model: schedules computed by hand, refusals, prompt hashes."""
 
 from __future__ import annotations
 
 import math
-import random
 from array import array
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lodestar_fast.sim.blocks import BlockPool, hash_prompt
 from lodestar_fast.sim.engine import Engine
-from lodestar_fast.sim.gpus import EngineSpec, spec
-from tests.engine_oracle import Oracle
+from lodestar_fast.sim.gpus import spec
+from tests.engine_oracle import chain, check_books, drain, steps, unit
 
-# One unit a step, whatever is in it: tests of order can tell time by counting.
-UNIT = spec("a30", w=0.0, c=0.0, a=0.0, k=0.0, s=0.0, h=1000.0)
-
-
-def unit(**overrides: object) -> EngineSpec:
-    return spec("a30", w=0.0, c=0.0, a=0.0, k=0.0, s=0.0, h=1000.0, **overrides)
-
-
-def chain(name: int, blocks: int) -> list[int]:
-    return [name * 10_000 + index + 1 for index in range(blocks)]
-
-
-def steps(engine: Engine, count: int) -> list[list[tuple[int, int, bool]]]:
-    return [engine.step(engine.next_time()) for _ in range(count)]
-
-
-def drain(engine: Engine) -> list[tuple[int, int, bool]]:
-    out = []
-    while engine.next_time() < math.inf:
-        out += engine.step(engine.next_time())
-    return out
-
-
-def check_books(pool: BlockPool) -> None:
-    references, order = pool.reference_counts(), pool.eviction_order()
-    assert pool.used + pool.cached + pool.free == pool.total
-    assert sum(count > 0 for count in references) == pool.used
-    assert min(references) >= 0
-    assert len(order) == pool.free + pool.cached
-    assert [bool(hash) for hash in order] == [False] * pool.free + [True] * pool.cached
+UNIT = unit()
 
 
 # time
@@ -54,15 +22,14 @@ def test_a_lone_request_takes_what_the_formula_says() -> None:
     a30 = spec("a30")
     engine = Engine(a30)
     engine.submit(1, [], 5000, 3, 10.0)
+    end = 10.0
     for tokens, pairs in ((2048, 2048**2 / 2), (2048, 2048 * 3072), (904, 904 * (4096 + 452))):
-        begin = max(10.0, engine.next_time() - a30.iteration_seconds(tokens, pairs, 0, 1))
-        assert engine.next_time() == pytest.approx(
-            begin + a30.iteration_seconds(tokens, pairs, 0, 1), abs=1e-12
-        )
+        end += a30.iteration_seconds(tokens, pairs, 0, 1)
+        assert engine.next_time() == pytest.approx(end, abs=1e-12)
         out = engine.step(engine.next_time())
     assert out == [(1, 1, False)]
-    first = 10.0 + a30.idle_ttft(5000)
-    assert engine.next_time() == pytest.approx(first + a30.iteration_seconds(1, 0, 5001, 1))
+    assert end == pytest.approx(10.0 + a30.idle_ttft(5000))
+    assert engine.next_time() == pytest.approx(end + a30.iteration_seconds(1, 0, 5001, 1))
     assert steps(engine, 2) == [[(1, 2, False)], [(1, 3, True)]]
     assert engine.next_time() == math.inf
 
@@ -366,75 +333,3 @@ def test_hashes_chain_over_full_blocks() -> None:
     for size in (0, 12, -8):
         with pytest.raises(ValueError, match="multiple of 8"):
             hash_prompt(text, size)
-
-
-# random sequences
-
-SMALL = [
-    unit(kv_tokens=16 * 24, max_batched_tokens=48, max_seqs=4),
-    spec("a30", kv_tokens=16 * 24, max_batched_tokens=48, max_seqs=4),
-    spec("l20", kv_tokens=4 * 40, max_batched_tokens=20, max_seqs=5, block=4),
-    spec("v100", kv_tokens=16 * 24, max_batched_tokens=100, max_seqs=4),
-    spec("v100", kv_tokens=16 * 110, max_batched_tokens=100, max_seqs=8, prefix_caching=True),
-    spec("a30", kv_tokens=16 * 24, prefix_caching=False),
-]
-
-
-@given(seed=st.integers(0, 2**32), which=st.sampled_from(SMALL))
-def test_random_sequences_agree_with_the_oracle(seed: int, which: EngineSpec) -> None:
-    rng = random.Random(seed)
-    engine, oracle, now, live, rid = Engine(which), Oracle(which), 0.0, [], 0
-    for _ in range(rng.randint(1, 120)):
-        move = rng.random()
-        if move < 0.4:
-            # Prefixes from a small tree, so that sharing, splitting and eviction all happen.
-            name, share = rng.randint(1, 3), rng.randint(0, 8)
-            prompt = rng.randint(1, 10 * which.block)
-            keys = chain(name, share) + chain(100 + rid, 10)
-            keys = keys[: prompt // which.block]
-            output = rng.randint(1, 40)
-            arguments = (rid, keys, prompt, output, now)
-            if prompt + output - 1 <= which.blocks * which.block * 0.98:
-                engine.submit(*arguments)
-                oracle.submit(*arguments)
-                live.append(rid)
-                rid += 1
-        elif move < 0.5 and live:
-            gone = live.pop(rng.randrange(len(live)))
-            assert engine.cancel(gone, now) == oracle.cancel(gone)
-        elif engine.next_time() < math.inf:
-            now = engine.next_time()
-            assert now == pytest.approx(oracle.end, rel=1e-12)
-            oracle.end = now  # the last bit of a sum may differ
-            assert engine.step(now) == oracle.step()
-        assert (engine.next_time() == math.inf) == (oracle.end == math.inf)
-        assert (engine.running, engine.waiting) == (len(oracle.active), len(oracle.queue))
-        assert engine.preemptions == oracle.preemptions
-        assert engine.pool.used == which.blocks - len(oracle.unused)
-        for job in oracle.active:
-            assert engine.cached_tokens(job.rid) == job.cached
-    check_books(engine.pool)
-    drain(engine)
-    assert (engine.running, engine.waiting, engine.pool.used) == (0, 0, 0)
-    check_books(engine.pool)
-
-
-@given(seed=st.integers(0, 2**32), which=st.sampled_from(SMALL))
-def test_a_copy_goes_on_alike_and_apart(seed: int, which: EngineSpec) -> None:
-    rng = random.Random(seed)
-    engine = Engine(which, seed, 0.1)
-    for rid in range(12):
-        engine.submit(rid, chain(rng.randint(1, 2), 5), 5 * which.block, rng.randint(1, 30), 0.0)
-    steps(engine, rng.randint(0, 8))
-    engine.cancel(rng.randrange(12), engine.next_time())
-    twin = engine.copy()
-    apart = engine.copy()
-    apart.submit(99, [], 10, 5, 0.0)
-    drain(apart)
-    assert apart.pool.used == 0
-    assert twin.next_time() == engine.next_time()
-    first, second = drain(engine), drain(twin)
-    assert first == second
-    assert engine.pool.eviction_order() == twin.pool.eviction_order()
-    for name in ("preemptions", "prompt_tokens", "generation_tokens", "prefix_hits"):
-        assert getattr(engine, name) == getattr(twin, name)
