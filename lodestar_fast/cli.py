@@ -200,6 +200,7 @@ VERBS = {
     "demo": Verb("see it learn: simulated engines, a real trace, a report", "lodestar_fast.demo"),
     "simulate": Verb("run the decision core in virtual time", "lodestar_fast.sim.run"),
     "replay": Verb("replay a trace against a server", "lodestar_fast.replay"),
+    "calibrate": Verb("try the engine model on a real log", "lodestar_fast.sim.calibrate"),
     "check-config": Verb("print the resolved configuration", "", _add_check_config, _check_config),
     "features": Verb("print the table of model inputs", "", _no_arguments, _features),
     "policies": Verb("list the routing policies", "", _no_arguments, _policies),

@@ -139,7 +139,8 @@ _TABLE = (
     EngineSpec("h100", w=6.62, c=0.0202, a=0.795, k=0.0417, s=0.0033, kv_tokens=440_000),
     # Fit, 3.0 %.
     EngineSpec("h200", w=5.19, c=0.0199, a=0.816, k=0.0303, s=0.0040, kv_tokens=895_000),
-    # Fitted to a real vLLM log (half of its instances; tests/test_calibrate.py replays the rest).
+    # Fitted to the log of a real vLLM deployment that tests/test_calibrate.py replays, with hits as
+    # its gateway estimated them; cache inferred.
     EngineSpec("l20", w=18.5, c=0.145, a=4.5, k=0.15, s=0.10, kv_tokens=190_000),
     # Fit, 3.2 %.
     EngineSpec("l40s", w=23.5, c=0.0692, a=2.87, k=0.189, s=0.0038, kv_tokens=190_000),
