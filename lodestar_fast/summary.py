@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,8 +141,13 @@ def run_summary(
     fleet: str | None = None,
     preemptions: int | None = None,
     baseline: Sequence[Record] | None = None,
+    in_time: Callable[[Record], bool] | None = None,
 ) -> dict[str, Any]:
-    """One entry of "runs". rate None: as measured. baseline: the run under least_request."""
+    """One entry of "runs".
+
+    rate None: as measured. baseline: the run under least_request. in_time: judges a request, for
+    the share that was served in time.
+    """
     done = [r for r in records if not r.error]
     reasons = Counter(r.reason for r in records if r.reason)
     counted = [r for r in done if r.cached_tokens is not None]
@@ -166,7 +171,9 @@ def run_summary(
             else None
         ),
         "preemptions": preemptions,
-        "slo_attainment": None,
+        "slo_attainment": (
+            _round(sum(map(in_time, records)) / len(records)) if in_time and records else None
+        ),
         "decision_us": (
             {
                 "p50": _round(np.percentile(decisions, 50)),

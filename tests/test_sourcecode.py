@@ -30,12 +30,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "proxy": {"core", "learner:protocol"} | LEAVES,
     "build": {"core", "features", "learner", "config", "clock", "errors"},
     "summary": {"errors"},
+    "slo": {"sim", "summary"},
     "terminal": {"clock", "summary"},
     "plots": {"errors", "summary"},
     "report": {"config", "errors", "summary", "sim", "plots"},
     "loadgen": {"sim", "errors", "clock", "summary"},
     "replay": {"sim", "config", "errors", "clock", "summary", "terminal", "loadgen"},
-    "demo": {"sim", "errors", "clock", "summary", "terminal", "loadgen", "replay", "report"},
+    "demo": {"sim", "errors", "clock", "summary", "slo", "terminal", "loadgen", "replay", "report"},
 }
 FREE = {"cli", "__init__", "__main__"}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.sim.gpus import parse_fleet
+from lodestar_fast.slo import in_time
 from lodestar_fast.summary import (
     Record,
     convergence,
@@ -99,6 +101,19 @@ def test_run_counts() -> None:
     assert run["fallbacks"] == {"cold": 1, "guard": 1}
     assert run["decision_us"]["p50"] == 5.0
     assert run["rate"] == 1.25 and run["preemptions"] == 3
+
+
+def test_in_time_is_judged_by_the_fastest_idle_gpu() -> None:
+    judge = in_time(parse_fleet("a30+h100"))
+    fine = record(0.0, 0.19, tpot=0.01)
+    assert judge(fine) and judge(record(0.0, 0.19))
+    assert not judge(record(0.0, 0.21, tpot=0.01))  # 100 tokens: the floor of 200 ms holds
+    assert judge(record(0.0, 0.21, prompt_tokens=8000, tpot=0.01))  # 5 x 190 ms
+    assert not judge(record(0.0, 0.19, tpot=0.03))
+    assert not judge(record(0.0, 0.19, error="broke off")) and not judge(record(0.0, None))
+    runs = [fine, record(1.0, 0.9)]
+    run = run_summary(runs, policy=None, seed=1, trace="t", in_time=judge)
+    assert run["slo_attainment"] == 0.5
 
 
 def test_document_is_written_or_refused(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from lodestar_fast.report import (
 )
 from lodestar_fast.sim.gpus import EngineSpec, parse_fleet
 from lodestar_fast.sim.workload import Trace
+from lodestar_fast.slo import in_time
 from lodestar_fast.summary import Record, document, run_summary, write_json
 from lodestar_fast.terminal import errors_text, milliseconds
 
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         seconds=150.0,
         block_tokens=50,
         max_input=10_000,
-        output_scale=0.25,
+        output_scale=0.5,
     )
     parser.add_argument("--json", metavar="OUT", help="write the results as JSON")
     parser.add_argument(
@@ -230,6 +231,7 @@ class Demo:
                 rate=result.rate,
                 preemptions=self._preemptions.get(policy),
                 baseline=baseline,
+                in_time=in_time(self._specs),
             )
             | extra[policy]
             for policy, records in self._records.items()

@@ -105,7 +105,11 @@ class Board:
         head = Table.grid(padding=(0, 1))
         head.add_row(
             ProgressBar(total=self.seconds, completed=done, width=30),
-            Text(f"{done:.0f} of {self.seconds:.0f} s"),
+            Text(
+                f"{done:.0f} of {self.seconds:.0f} s"
+                if done < self.seconds
+                else "waiting for the last answers"
+            ),
             Text(f"{self.ended:,} of {self.total * len(self.labels):,} answers", style="dim"),
         )
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
