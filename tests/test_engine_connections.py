@@ -95,7 +95,8 @@ def test_what_is_not_plain_http_is_refused_and_hung_up(data: bytes) -> None:
     async def test() -> None:
         async with engines() as running, connected(running) as client:
             client.writer.write(data)
-            assert (await client.answer())[0] in (400, 404)
+            assert (await client.answer())[0] == 400
+            assert await client.reader.read() == b""
 
     test()
 

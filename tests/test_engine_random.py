@@ -75,8 +75,11 @@ def test_a_copy_goes_on_alike_and_apart(seed: int, which: EngineSpec) -> None:
     twin = engine.copy()
     apart = engine.copy()
     apart.submit(99, [], 10, 5, 0.0)
+    for rid in rng.sample(range(12), 6):  # running, waiting or gone
+        apart.cancel(rid, apart.next_time())
     drain(apart)
-    assert apart.pool.used == 0
+    assert apart.pool.used == apart.waiting == 0
+    check_books(apart.pool)
     assert twin.next_time() == engine.next_time()
     first, second = drain(engine), drain(twin)
     assert first == second

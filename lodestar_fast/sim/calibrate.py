@@ -38,8 +38,8 @@ COLUMNS = (
 )
 QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 WARM_UP = -1  # id of the request that computes the common prefix
-# What lies between the log's clock and the engine: gateway, HTTP, tokenizer, detokenizer. On the two
-# l20 instances it was fitted to, the log's TTFT is 42 ms (median) above the engine model's.
+# What lies between the log's clock and the engine: gateway, HTTP, tokenizer, detokenizer. On the
+# two l20 instances it was fitted to, measured TTFTs are 42 ms (median) above the engine model's.
 OVERHEAD_MS = 40.0
 
 

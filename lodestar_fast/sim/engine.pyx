@@ -29,7 +29,6 @@ from array import array
 from collections import deque
 
 from cpython.buffer cimport PyObject_CheckBuffer
-
 from cython cimport final
 from libc.math cimport INFINITY, M_PI, cos, exp, isfinite, log, pow, sqrt
 from libc.stdint cimport int32_t, int64_t, uint64_t
@@ -69,7 +68,7 @@ cdef class Request:
         twin.prompt, twin.output = self.prompt, self.output
         twin.generated, twin.computed = self.generated, self.computed
         twin.scheduled, twin.cached, twin.gone = self.scheduled, self.cached, self.gone
-        twin.held, twin.published = self.held, self.published
+        twin.held, twin.published, twin.running = self.held, self.published, self.running
         twin.hashes = self.hashes  # never written to: shared
         if self.held:
             twin.hold(capacity)
@@ -115,9 +114,9 @@ cdef class Engine:
             raise ValueError(f"step() up to {now} first: an iteration ends at {self.end}")
         cdef Request r = Request.__new__(Request)
         r.rid, r.prompt, r.output, r.cached = rid, prompt_tokens, output_tokens, -1
+        r.hashes = block_hashes if PyObject_CheckBuffer(block_hashes) else array("Q", block_hashes)
         self.submitted += 1
         r.serial = self.submitted
-        r.hashes = block_hashes if PyObject_CheckBuffer(block_hashes) else array("Q", block_hashes)
         self.live[rid] = r
         self.queue.append(r)
         self.waiting += 1

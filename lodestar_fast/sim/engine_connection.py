@@ -142,7 +142,9 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._fail(400, "upgrades are not supported")
+            pass  # refused in on_message_complete
+        except httptools.HttpParserCallbackError:
+            raise  # a mistake of ours: the loop logs it and closes the connection
         except httptools.HttpParserError:
             self._fail(400, "Invalid HTTP request received.")
 
@@ -171,6 +173,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         request = self._incoming
+        if self._parser.should_upgrade():
+            self._fail(400, "upgrades are not supported")
+            return
         request.method = self._parser.get_method()
         request.keep_alive = self._parser.should_keep_alive()
         if self._transport.is_closing():

@@ -13,7 +13,6 @@ import json
 import math
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import uvloop
 
@@ -28,14 +27,14 @@ MODEL = "llama-3-8b"
 BACKLOG = 1024  # connections not yet accepted; a load test opens hundreds at once
 
 
-@dataclass
 class Engines:
     """Running engines. Made by start(); close() ends them and every connection."""
 
-    replicas: list[Replica] = field(default_factory=list)
-    urls: list[str] = field(default_factory=list)
-    _servers: list[asyncio.Server] = field(default_factory=list)
-    _connections: set[Connection] = field(default_factory=set)
+    def __init__(self) -> None:
+        self.replicas: list[Replica] = []
+        self.urls: list[str] = []
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[Connection] = set()
 
     async def listen(self, replica: Replica, host: str, port: int) -> None:
         server = await replica.loop.create_server(
