@@ -1,4 +1,5 @@
 from array import array
+from typing import final
 
 from _typeshed import ReadableBuffer
 
@@ -9,6 +10,7 @@ def hash_prompt(prompt: ReadableBuffer, block_bytes: int = 64) -> array[int]:
     Never 0. Stable between processes and runs on machines of one byte order; not cryptographic.
     """
 
+@final
 class BlockPool:
     """KV blocks of one engine. Requests take and share them through sim/engine only."""
 

@@ -1,8 +1,10 @@
 from collections.abc import Sequence
+from typing import final
 
 from lodestar_fast.sim.blocks import BlockPool
 from lodestar_fast.sim.gpus import EngineSpec
 
+@final
 class Engine:
     """A simulated vLLM engine. Times are seconds on any axis; the caller's clock, real or virtual.
 
