@@ -126,7 +126,7 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--gpu q1", "unknown GPU"),
+        ("--gpu q1", "--gpu: unknown GPU"),
         ("--gpu l20 --instances 9", "has no 9; it has 0, 1, 2, 3"),
         ("--gpu l20 --instances a", "numbers with commas"),
         ("--gpu l20 --overhead-ms -1", "--overhead-ms"),

@@ -252,7 +252,7 @@ def test_a_fleet_from_options() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--gpu q1", "unknown GPU 'q1'"),
+        ("--gpu q1", "--gpu: unknown GPU 'q1'"),
         ("--count 0", "--count must"),
         ("--fleet a30 --gpu a30", "--fleet takes the place"),
         ("--fleet a30x2", "'a30x2'"),
@@ -263,7 +263,9 @@ def test_a_fleet_from_options() -> None:
         ("--speedup nan", "--speedup must"),
         ("--jitter 1", "--jitter must"),
         ("--seed -1", "--seed must"),
-        ("--kv-tokens 3", "kv_tokens must"),
+        ("--kv-tokens 3", "--kv-tokens must"),
+        ("--kv-tokens 999999999999", "--kv-tokens must"),
+        ("--count 5000", "--count must"),
     ],
 )
 def test_wrong_options_are_named(argv: str, message: str) -> None:

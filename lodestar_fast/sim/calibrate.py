@@ -219,7 +219,11 @@ def run(args: argparse.Namespace) -> int:
     """Replay, print a table, write the JSON."""
     if not 0 <= args.overhead_ms < math.inf:
         raise ConfigError(f"--overhead-ms must be at least 0, got {args.overhead_ms}")
-    engine, log = spec(args.gpu), read_log(args.log)
+    try:
+        engine = spec(args.gpu)
+    except ConfigError as error:
+        raise ConfigError(f"--gpu: {error}") from None
+    log = read_log(args.log)
     if args.instances is not None:
         wanted = _instances(args.instances, {request.instance for request in log})
         log = [request for request in log if request.instance in wanted]

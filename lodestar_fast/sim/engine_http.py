@@ -21,7 +21,14 @@ from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.engine import Engine
 from lodestar_fast.sim.engine_connection import Connection
 from lodestar_fast.sim.engine_replica import Replica
-from lodestar_fast.sim.gpus import EngineSpec, parse_fleet, spec
+from lodestar_fast.sim.gpus import (
+    BLOCK_TOKENS,
+    MAX_BLOCKS,
+    MAX_FLEET,
+    EngineSpec,
+    parse_fleet,
+    spec,
+)
 
 MODEL = "llama-3-8b"
 BACKLOG = 1024  # connections not yet accepted; a load test opens hundreds at once
@@ -112,16 +119,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fleet_of(args: argparse.Namespace) -> list[EngineSpec]:
     """The engines that the options ask for. ConfigError names the option that is wrong."""
-    overrides = {} if args.kv_tokens is None else {"kv_tokens": args.kv_tokens}
+    overrides = {}
+    if args.kv_tokens is not None:
+        if not BLOCK_TOKENS <= args.kv_tokens <= MAX_BLOCKS * BLOCK_TOKENS:
+            raise ConfigError(
+                f"--kv-tokens must be from {BLOCK_TOKENS} to {MAX_BLOCKS * BLOCK_TOKENS}, "
+                f"got {args.kv_tokens}"
+            )
+        overrides["kv_tokens"] = args.kv_tokens
     if args.fleet is not None:
         if args.gpu is not None or args.count is not None:
             raise ConfigError("--fleet takes the place of --gpu and --count: give one or the other")
         fleet = parse_fleet(args.fleet, **overrides)
     else:
         count = 1 if args.count is None else args.count
-        if count < 1:
-            raise ConfigError(f"--count must be at least 1, got {count}")
-        fleet = [spec(args.gpu or "a30", **overrides)] * count
+        if not 1 <= count <= MAX_FLEET:
+            raise ConfigError(f"--count must be from 1 to {MAX_FLEET}, got {count}")
+        try:
+            fleet = [spec(args.gpu or "a30", **overrides)] * count
+        except ConfigError as error:
+            raise ConfigError(f"--gpu: {error}") from None
     if not 0 <= args.port <= 65_536 - (len(fleet) if args.port else 0):
         raise ConfigError(f"--port {args.port}: {len(fleet)} engines need ports up to 65535")
     if not 0 < args.speedup < math.inf:

@@ -32,6 +32,7 @@ from lodestar_fast.errors import ConfigError
 
 BLOCK_TOKENS = 16  # vLLM's default block on GPUs
 LLAMA3_CONTEXT = 131_072  # tokens; longer than most caches here, so the cache is the limit
+MAX_BLOCKS = 1 << 24  # 268 million tokens, 400 MB of bookkeeping: a typing error, not a cache
 COEFFICIENTS = ("w", "c", "a", "k", "s", "h")
 
 
@@ -69,9 +70,9 @@ class EngineSpec:
         for name in ("max_batched_tokens", "max_seqs", "context", "block"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"engine {self.gpu}: {name} must be at least 1")
-        if self.kv_tokens < self.block:
+        if not self.block <= self.kv_tokens <= MAX_BLOCKS * self.block:
             raise ConfigError(
-                f"engine {self.gpu}: kv_tokens must be at least one block of {self.block}, "
+                f"engine {self.gpu}: kv_tokens must be one to {MAX_BLOCKS} blocks of {self.block}, "
                 f"got {self.kv_tokens}"
             )
         if self.w + self.h <= 0:
@@ -181,15 +182,15 @@ def parse_fleet(text: str, **overrides: Any) -> list[EngineSpec]:
     for part in text.split("+"):
         match = _PART.fullmatch(part.strip())
         if match is None:
-            raise ConfigError(f"fleet {text!r}: {part.strip()!r} is not COUNTxGPU, as in 2xa30")
+            raise ConfigError(f"--fleet {text!r}: {part.strip()!r} is not COUNTxGPU, as in 2xa30")
         count = int(match[1] or 1)
         try:
             engine = spec(match[2], **overrides)
         except ConfigError as error:
-            raise ConfigError(f"fleet {text!r}: in {part.strip()!r}: {error}") from None
+            raise ConfigError(f"--fleet {text!r}: in {part.strip()!r}: {error}") from None
         if count < 1:
-            raise ConfigError(f"fleet {text!r}: {part.strip()!r} has a count of 0")
+            raise ConfigError(f"--fleet {text!r}: {part.strip()!r} has a count of 0")
         if len(fleet) + count > MAX_FLEET:
-            raise ConfigError(f"fleet {text!r}: more than {MAX_FLEET} engines")
+            raise ConfigError(f"--fleet {text!r}: more than {MAX_FLEET} engines")
         fleet += [engine] * count
     return fleet
