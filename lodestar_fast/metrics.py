@@ -9,8 +9,10 @@ What is read, all of it required:
                            decision_seconds H, retries {reason: n}, connections_total,
                            stale_connections, extra_bytes, upstream_opened
     router.stats()         decisions {reason: n}, predicted_ttft H, prediction_error H, index_bytes,
-                           index_evictions, predicted_hit_tokens, delivered_hit_tokens
-    router.instance(slot)  inflight, ttft H
+                           index_budget_bytes, index_evictions, predicted_hit_tokens,
+                           delivered_hit_tokens, tickets_full, samples_dropped
+    router.instance(slot)  inflight, ttft H, speed, kv_tokens, reported_running, reported_waiting,
+                           reported_kv_usage
     fleet.all              instances: id, url, slot, healthy, draining, failures, ejections, reports
     learner.status()       state, rounds, train_seconds, samples {kind: n}, restarts,
                            batches_refused, batches_dropped
@@ -38,6 +40,28 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Reasons of core.Reason for which a model was asked for and a heuristic decided.
 FALLBACKS = ("guard", "cold", "out_of_range", "error")
+
+# Name, help, key of router.instance().
+_INSTANCE_GAUGES = (
+    ("lodestar_inflight_requests", "Requests dispatched and not ended.", "inflight"),
+    (
+        "lodestar_instance_prefill_seconds_per_token",
+        "Estimated time for a prompt token that is not cached.",
+        "speed",
+    ),
+    (
+        "lodestar_instance_kv_capacity_tokens",
+        "KV cache as the engine tells; 0: unknown.",
+        "kv_tokens",
+    ),
+    ("lodestar_instance_reported_running", "Requests the engine says it runs.", "reported_running"),
+    ("lodestar_instance_reported_waiting", "Requests the engine says wait.", "reported_waiting"),
+    (
+        "lodestar_instance_reported_kv_usage_ratio",
+        "How full the engine says its KV cache is.",
+        "reported_kv_usage",
+    ),
+)
 
 # Counters of learner.status() that should stay at 0.
 TROUBLES = ("restarts", "batches_refused", "batches_dropped")
@@ -210,6 +234,11 @@ def _decisions(policy: Any, stats: Mapping[str, Any]) -> Iterator[Metric]:
         "Memory in use by the prefix index.",
         stats["index_bytes"],
     )
+    yield _gauge(
+        "lodestar_prefix_index_budget_bytes",
+        "Memory that the prefix index may use.",
+        stats["index_budget_bytes"],
+    )
     yield _counter(
         "lodestar_prefix_index_evictions",
         "Blocks dropped from the prefix index to keep its budget.",
@@ -225,6 +254,16 @@ def _decisions(policy: Any, stats: Mapping[str, Any]) -> Iterator[Metric]:
         "Prompt tokens that engines reported as taken from their cache.",
         stats["delivered_hit_tokens"],
     )
+    yield _counter(
+        "lodestar_untracked_requests",
+        "Requests that no ticket was left for: served, but not learned from.",
+        stats["tickets_full"],
+    )
+    yield _counter(
+        "lodestar_samples_dropped",
+        "Samples that came faster than they were taken.",
+        stats["samples_dropped"],
+    )
 
 
 def _instances(router: Any, fleet: Any) -> Iterator[Metric]:
@@ -237,12 +276,8 @@ def _instances(router: Any, fleet: Any) -> Iterator[Metric]:
         {id: state["ttft"] for id, state in states.items()},
         label,
     )
-    yield _gauge(
-        "lodestar_inflight_requests",
-        "Requests dispatched and not ended.",
-        {id: state["inflight"] for id, state in states.items()},
-        label,
-    )
+    for name, help, key in _INSTANCE_GAUGES:
+        yield _gauge(name, help, {id: state[key] for id, state in states.items()}, label)
     yield _gauge(
         "lodestar_instance_healthy",
         "1 if the last health checks passed and the instance is not ejected.",

@@ -172,13 +172,13 @@ class _Head:
     def __init__(self, data: bytes) -> None:
         self.target = b""
         self.headers: dict[bytes, bytes] = {}
-        parser = httptools.HttpRequestParser(self)
+        self.keep_alive = False
+        self._parser = parser = httptools.HttpRequestParser(self)
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             raise Refused(400, "not a request that we understand") from None
         self.method: bytes = parser.get_method()
-        self.keep_alive: bool = parser.should_keep_alive()
         if not self.target.startswith(b"/"):
             raise Refused(400, "the target must be a path")
         self.path = self.target.partition(b"?")[0].decode("latin-1")
@@ -190,6 +190,9 @@ class _Head:
 
     def on_url(self, url: bytes) -> None:
         self.target += url
+
+    def on_headers_complete(self) -> None:
+        self.keep_alive = self._parser.should_keep_alive()  # is reset when the message is complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()

@@ -1,0 +1,265 @@
+"""The operator's port: who is answered, the workers' routes, hostile requests."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from lodestar_fast.metrics import Collector
+from lodestar_fast.proxy import admin
+from lodestar_fast.proxy.admin import Admin, Refused
+from tests.fake_fleet import FleetFixture
+from tests.test_metrics import proxy
+
+KEYS = frozenset({b"first-key", b"second-key"})
+
+
+class Port:
+    """An admin port on a socket, and the requests of a test to it."""
+
+    def __init__(self, keys: frozenset[bytes] | None = None) -> None:
+        self.at = FleetFixture(places=2)
+        self.admin = Admin(
+            self.at.fleet, Collector("1", proxy()), lambda: {"policy": "lodestar"}, keys
+        )
+
+    async def __aenter__(self) -> Port:
+        serve = functools.partial(admin.serve, self.admin)
+        self._server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=admin.HEAD_BYTES)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+        for task in list(self.admin.connections):
+            task.cancel()
+        await asyncio.gather(*self.admin.connections, return_exceptions=True)
+
+    async def raw(self, data: bytes) -> bytes:
+        """All that is answered to these bytes, up to the end of the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(data)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def ask(self, line: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        text = b"" if body is None else json.dumps(body).encode()
+        head = f"{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        if text:
+            head += f"Content-Length: {len(text)}\r\n"
+        head += "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+        answer = await self.raw(head.encode() + b"\r\n" + text)
+        head_bytes, _, answer_body = answer.partition(b"\r\n\r\n")
+        assert b"content-length: %d\r\n" % len(answer_body) in head_bytes + b"\r\n"
+        status = int(head_bytes.split(b" ", 2)[1])
+        if b"application/json" in head_bytes:
+            return status, json.loads(answer_body)
+        return status, answer_body
+
+
+def run(body: Callable[[Port], Awaitable[None]], keys: frozenset[bytes] | None = None) -> None:
+    async def main() -> None:
+        async with Port(keys) as port:
+            await body(port)
+
+    asyncio.run(main())
+
+
+def test_workers_come_drain_and_go() -> None:
+    async def body(port: Port) -> None:
+        status, added = await port.ask("POST /workers", {"url": "http://e:8000"})
+        assert status == 201 and added["url"] == "http://e:8000" and not added["healthy"]
+        assert (await port.ask("POST /workers", {"url": "http://e:8000/"}))[0] == 200
+        status, listed = await port.ask("GET /workers")
+        assert status == 200 and [w["id"] for w in listed["workers"]] == [added["id"]]
+        status, one = await port.ask(f"GET /workers/{added['id']}")
+        assert status == 200 and one == listed["workers"][0] and one["inflight"] == 0
+        status, drained = await port.ask(f"POST /workers/{added['id']}/drain")
+        assert status == 200 and drained["draining"] and not drained["routable"]
+        status, removed = await port.ask(f"DELETE /workers/{added['id']}")
+        assert status == 200 and removed["id"] == added["id"]
+        assert (await port.ask("GET /workers"))[1] == {"workers": []}
+        assert (await port.ask(f"DELETE /workers/{added['id']}"))[0] == 404
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"url": "https://e:1"}, "`https://e:1` is not an engine URL"),
+        ({"url": "http://e:1/x"}, "`http://e:1/x`"),
+        ({"url": 5}, "the body must be"),
+        ({"address": "http://e:1"}, "the body must be"),
+        ([], "the body must be"),
+        (None, "the body must be"),
+    ],
+)
+def test_bad_workers_are_refused(body: Any, said: str) -> None:
+    async def test(port: Port) -> None:
+        status, answer = await port.ask("POST /workers", body)
+        assert status == 400 and said in answer["error"]["message"]
+        assert len(port.at.fleet) == 0
+
+    run(test)
+
+
+def test_more_workers_than_slots_are_refused() -> None:
+    async def body(port: Port) -> None:
+        for i in range(2):
+            assert (await port.ask("POST /workers", {"url": f"http://e{i}:1"}))[0] == 201
+        status, answer = await port.ask("POST /workers", {"url": "http://e2:1"})
+        assert status == 400 and "max_instances" in answer["error"]["message"]
+
+    run(body)
+
+
+def test_metrics_and_model() -> None:
+    async def body(port: Port) -> None:
+        status, text = await port.ask("GET /metrics")
+        assert status == 200 and b"lodestar_build_info" in text
+        assert await port.ask("GET /admin/model") == (200, {"policy": "lodestar"})
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("GET /", 404),
+        ("GET /worker", 404),
+        ("GET /workers/x", 404),
+        ("GET /workers/x/drain", 404),
+        ("GET /v1/models", 404),
+        ("PUT /workers", 405),
+        ("POST /metrics", 405),
+        ("DELETE /admin/model", 405),
+        ("GET http://elsewhere/metrics", 400),
+        ("OPTIONS *", 400),
+    ],
+)
+def test_other_requests(line: str, status: int) -> None:
+    async def body(port: Port) -> None:
+        found, answer = await port.ask(line)
+        assert found == status and answer["error"]["message"]
+
+    run(body)
+
+
+def test_connections_are_kept() -> None:
+    async def body(port: Port) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port.port)
+        for _ in range(3):
+            writer.write(b"GET /admin/model HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+            await reader.readuntil(b"\n")
+        writer.close()
+
+    run(body)
+
+
+def test_a_key_is_needed_where_keys_are_set() -> None:
+    async def body(port: Port) -> None:
+        for given in ("", "Bearer", "Bearer ", "Bearer first-ke", "Basic first-key", "first-key"):
+            headers = {"Authorization": given} if given else {}
+            status, answer = await port.ask("GET /metrics", **headers)
+            assert status == 401 and "first" not in json.dumps(answer)
+        for key in ("first-key", "second-key"):
+            assert (await port.ask("GET /metrics", Authorization=f"Bearer {key}"))[0] == 200
+
+    run(body, KEYS)
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("host", [b"localhost:29000", b"127.0.0.1", b"[::1]:29000"])
+def test_loopback_needs_no_key(peer: str, host: bytes) -> None:
+    Port().admin.check({b"host": host}, peer)
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers"),
+    [
+        ("10.0.0.1", {b"host": b"localhost"}),
+        ("::ffff:10.0.0.1", {b"host": b"localhost"}),
+        ("", {b"host": b"localhost"}),
+        ("127.0.0.1", {}),
+        ("127.0.0.1", {b"host": b"rebound.example"}),
+        ("127.0.0.1", {b"host": b"127.0.0.1.example"}),
+        ("127.0.0.1", {b"host": b"localhost", b"origin": b"https://page.example"}),
+    ],
+)
+def test_without_keys_only_loopback_is_answered(peer: str, headers: dict[bytes, bytes]) -> None:
+    with pytest.raises(Refused) as e:
+        Port().admin.check(headers, peer)
+    assert e.value.status == 403
+
+
+def test_with_a_key_any_peer_is_answered() -> None:
+    headers = {b"host": b"admin.example", b"authorization": b"bearer first-key"}
+    Port(KEYS).admin.check(headers, "10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x16\x03\x01\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 20_000 + b"\r\n\r\n", 431),
+        (b"POST /workers HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n", 413),
+        (b"POST /workers HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /workers HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"CONNECT a:1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+            400,
+        ),
+    ],
+    ids=["tls", "two-hosts", "long-head", "long-body", "negative", "chunked", "connect", "upgrade"],
+)
+def test_hostile_requests_end_the_connection(data: bytes, status: int) -> None:
+    async def body(port: Port) -> None:
+        answer = await port.raw(data)
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"connection: close\r\n" in answer
+
+    run(body)
+
+
+def test_too_many_connections_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "_CONNECTIONS", 1)
+
+    async def body(port: Port) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port.port)
+        writer.write(b"GET /admin/model HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        assert await port.raw(b"") == b""
+        writer.close()
+
+    run(body)
+
+
+def test_a_silent_connection_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "_IDLE", 0.01)
+
+    async def body(port: Port) -> None:
+        assert await port.raw(b"GET /met") == b""
+
+    run(body)
+
+
+def test_a_bug_is_answered_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def body(port: Port) -> None:
+        port.admin._status = lambda: 1 // 0  # type: ignore[assignment, return-value]
+        status, answer = await port.ask("GET /admin/model")
+        assert status == 500 and answer == {"error": {"message": "internal error; see the log"}}
+
+    run(body)
+    assert "ZeroDivisionError" in caplog.text

@@ -1,0 +1,191 @@
+"""The metrics page: what must be on it, its form, its cost to others on the event loop."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from lodestar_fast.metrics import Collector, exposition
+
+BOUNDS = (1e-6, 0.0025, 0.5, 30.0)
+HISTOGRAM = (BOUNDS, [1, 0, 2, 0, 4], 123.5)
+
+REQUIRED = """
+lodestar_requests_total lodestar_decisions_total lodestar_decision_seconds lodestar_ttft_seconds
+lodestar_request_seconds lodestar_inflight_requests lodestar_instance_healthy lodestar_retries_total
+lodestar_predicted_ttft_seconds lodestar_prediction_error_seconds lodestar_fallback_total
+lodestar_exploration_total lodestar_training_rounds_total lodestar_training_seconds
+lodestar_training_samples_total lodestar_model_version lodestar_prefix_index_bytes
+lodestar_prefix_index_evictions_total lodestar_prefix_predicted_tokens_total
+lodestar_prefix_delivered_tokens_total lodestar_build_info
+""".split()
+
+
+def instance(slot: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        id=f"i{slot}",
+        url=f"http://e{slot}:8000",
+        slot=slot,
+        healthy=slot != 1,
+        draining=False,
+        failures={"connect": 2, "check_refused": slot},
+        ejections=1,
+        reports=100,
+    )
+
+
+def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> SimpleNamespace:
+    n = int(busy)
+    counts: dict[str, Any] = {
+        "requests": {("/v1/chat/completions", "2xx", "completed"): 5} if busy else {},
+        "request_seconds": HISTOGRAM,
+        "decision_seconds": HISTOGRAM,
+        "retries": {"connect": 3} if busy else {},
+        "connections_total": 9 * n,
+        "stale_connections": n,
+        "extra_bytes": 0,
+        "upstream_opened": 7 * n,
+    }
+    stats = {
+        "decisions": {"learned": 7 * n, "cold": 2 * n, "guard": n, "explore": 4 * n},
+        "predicted_ttft": HISTOGRAM,
+        "prediction_error": HISTOGRAM,
+        "index_bytes": 4096,
+        "index_budget_bytes": 1 << 20,
+        "index_evictions": 3 * n,
+        "predicted_hit_tokens": 1000 * n,
+        "delivered_hit_tokens": 900 * n,
+        "tickets_full": 0,
+        "samples_dropped": 0,
+    }
+    state = {
+        "inflight": 2,
+        "ttft": HISTOGRAM,
+        "speed": 1.2e-4,
+        "kv_tokens": 12288,
+        "reported_running": 1,
+        "reported_waiting": 0,
+        "reported_kv_usage": 0.25,
+    }
+    status = {"state": "training", "rounds": 3, "train_seconds": 0.5, "samples": {"used": 11}}
+    return SimpleNamespace(
+        context=SimpleNamespace(
+            counters=SimpleNamespace(snapshot=lambda: counts),
+            connections={1, 2},
+            draining=False,
+            queued=0,
+        ),
+        router=SimpleNamespace(
+            policy=SimpleNamespace(name="lodestar", version=4),
+            stats=lambda: stats,
+            instance=lambda slot: state,
+        ),
+        fleet=SimpleNamespace(all=[instance(i) for i in range(instances)]),
+        learner=SimpleNamespace(status=lambda: status) if learner else None,
+        incidents={"learner": 1} if busy else {},
+    )
+
+
+def page(**how: Any) -> str:
+    return b"".join(exposition(Collector("1.2.3", proxy(**how)))).decode()
+
+
+def samples(text: str) -> dict[str, float]:
+    """'name{labels}' -> value, as a Prometheus server would read it."""
+    return {
+        s.name + "".join(f" {k}={v}" for k, v in sorted(s.labels.items())): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_the_least_is_there(name: str) -> None:
+    for text in (page(), page(instances=0, learner=False, busy=False)):
+        family = name.removesuffix("_total")
+        assert re.search(rf"^# HELP {family}(_total)? .", text, re.M)
+        assert re.search(rf"^# TYPE {family}(_total)? ", text, re.M)
+
+
+def test_values_and_labels() -> None:
+    found = samples(page())
+    for name, value in {
+        "lodestar_requests_total outcome=completed path=/v1/chat/completions status_class=2xx": 5,
+        "lodestar_decisions_total policy=lodestar reason=learned": 7,
+        "lodestar_fallback_total reason=cold": 2,
+        "lodestar_fallback_total reason=guard": 1,
+        "lodestar_fallback_total reason=out_of_range": 0,
+        "lodestar_exploration_total": 4,
+        "lodestar_retries_total reason=connect": 3,
+        "lodestar_inflight_requests instance=i1": 2,
+        "lodestar_instance_healthy instance=i0": 1,
+        "lodestar_instance_healthy instance=i1": 0,
+        "lodestar_instance_info instance=i1 url=http://e1:8000": 1,
+        "lodestar_instance_failures_total instance=i1 kind=check_refused": 1,
+        "lodestar_training_rounds_total": 3,
+        "lodestar_training_seconds_count": 3,
+        "lodestar_training_seconds_sum": 0.5,
+        "lodestar_training_samples_total kind=used": 11,
+        "lodestar_learner_state state=training": 1,
+        "lodestar_model_version": 4,
+        "lodestar_background_incidents_total kind=learner": 1,
+        "lodestar_engine_connections_dropped_total reason=stale": 1,
+    }.items():
+        assert found[name] == value, name
+
+
+def test_histograms_are_cumulative() -> None:
+    found = samples(page())
+    buckets = {k: v for k, v in found.items() if k.startswith("lodestar_decision_seconds_bucket")}
+    assert list(buckets.items()) == [
+        ("lodestar_decision_seconds_bucket le=1e-06", 1),
+        ("lodestar_decision_seconds_bucket le=0.0025", 1),
+        ("lodestar_decision_seconds_bucket le=0.5", 3),
+        ("lodestar_decision_seconds_bucket le=30.0", 3),
+        ("lodestar_decision_seconds_bucket le=+Inf", 7),
+    ]
+    assert found["lodestar_decision_seconds_count"] == 7
+    assert found["lodestar_decision_seconds_sum"] == 123.5
+    assert found["lodestar_ttft_seconds_bucket instance=i1 le=0.5"] == 3
+
+
+def test_without_a_learner_there_is_no_state_and_all_counts_are_zero() -> None:
+    found = samples(page(learner=False))
+    assert not [name for name in found if name.startswith("lodestar_learner_state")]
+    assert found["lodestar_training_rounds_total"] == 0
+
+
+@pytest.mark.parametrize("instances", [0, 1, 100])
+def test_pieces_make_one_page(instances: int) -> None:
+    text = page(instances=instances)
+    heads = [line for line in text.splitlines() if line.startswith("# ")]
+    assert len(heads) == len(set(heads)), "HELP and TYPE come once a family"
+    assert text.endswith("\n") and "\n\n" not in text
+    assert (
+        len([n for n in samples(text) if n.startswith("lodestar_instance_healthy ")]) == instances
+    )
+
+
+def test_a_broken_source_is_not_hidden() -> None:
+    broken = proxy()
+    del broken.router.stats()["decisions"]
+    with pytest.raises(KeyError, match="decisions"):
+        list(exposition(Collector("1", broken)))
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+@pytest.mark.parametrize(
+    "make", [page, lambda: page(instances=0, learner=False, busy=False)], ids=["busy", "idle"]
+)
+def test_promtool_has_nothing_to_say(make: Callable[[], str]) -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=make(), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
