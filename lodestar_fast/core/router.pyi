@@ -116,8 +116,8 @@ class Router:
         policy, policy_error (its last exception or ""), weights_version
         predicted_hit_tokens, delivered_hit_tokens: believed cached, reported cached; of the
         requests whose engine reported | bytes_per_token: learned from usage
-        index_bytes (in use), index_budget_bytes, index_nodes, index_holdings
-        index_evictions (blocks given up for want of room)
+        index_bytes (in use), index_budget_bytes, index_evictions (blocks given up for want of room)
+        index_nodes, index_holdings: (in use, at most)
         tickets_open, tickets_full (decisions not tracked), observes_ignored, reports_ignored
         samples, samples_waiting, samples_dropped (lost because drain() came late)
         """

@@ -1,0 +1,216 @@
+"""Slow, obvious versions of what the C library does, and builders for tests of the core."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lodestar_fast import features
+from lodestar_fast.core import Candidates, Policy, Reason, Router
+
+RUN = 16  # LS_RUN
+
+
+class Fixed(Policy):
+    """Takes the slot that the test says."""
+
+    name = "fixed"
+
+    def __init__(self, slot: int = 0) -> None:
+        self.want = slot
+
+    def pick(self, c: Candidates) -> int:
+        c.reason = Reason.HEURISTIC
+        return [c.slot(i) for i in range(c.n)].index(self.want)
+
+
+class Spy(Policy):
+    """Keeps what it was shown of each slot; takes slot `want`."""
+
+    name = "spy"
+
+    def __init__(self, want: int = 0) -> None:
+        self.want = want
+        self.seen: dict[int, dict[str, float]] = {}
+        self.queued: dict[int, float] = {}
+        self.own: dict[int, float] = {}
+
+    def pick(self, c: Candidates) -> int:
+        c.reason = Reason.HEURISTIC
+        slots = [c.slot(i) for i in range(c.n)]
+        self.seen = {s: {n: c.feature(i, n) for n in features.INDEX} for i, s in enumerate(slots)}
+        self.queued = {s: c.queued_tokens(i) for i, s in enumerate(slots)}
+        self.own = {s: c.own_tokens(i) for i, s in enumerate(slots)}
+        return slots.index(self.want)
+
+
+def make_router(policy: Policy | None = None, instances: int = 3, **options: Any) -> Router:
+    """A router with instances named i0, i1, ..."""
+    kv_tokens = options.pop("kv_tokens", 0)
+    router = Router(Fixed() if policy is None else policy, **options)
+    for i in range(instances):
+        router.add_instance(f"i{i}", kv_tokens=kv_tokens)
+    return router
+
+
+class PrefixIndex:
+    """csrc/radix.c with dictionaries and lists: same runs, same recency, same evictions."""
+
+    def __init__(self, max_nodes: int, max_holdings: int) -> None:
+        self.max_nodes, self.max_holdings = max_nodes, max_holdings
+        self.runs: dict[int, list[int]] = {}  # by the first hash
+        self.held: dict[tuple[int, int], int] = {}  # (slot, first hash): blocks
+        self.recent: list[int] = []  # first hashes, newest first
+        self.shelf: dict[int, list[int]] = {}  # by slot, the same
+
+    def match(self, hashes: Sequence[int]) -> dict[int, int]:
+        hits: dict[int, int] = {}
+        for pos, first, same in self._walk(hashes):
+            for (slot, node), held in self.held.items():
+                if node == first:
+                    hits[slot] = pos + min(held, same)
+        return hits
+
+    def _walk(self, hashes: Sequence[int]) -> Iterable[tuple[int, int, int]]:
+        pos = 0
+        while pos < len(hashes) and hashes[pos] in self.runs:
+            same = common(self.runs[hashes[pos]], hashes[pos:])
+            yield pos, hashes[pos], same
+            pos += same
+
+    def blocks(self, slot: int) -> int:
+        return sum(held for (owner, _), held in self.held.items() if owner == slot)
+
+    def insert(self, slot: int, hashes: Sequence[int], capacity: int) -> None:
+        shelf = self.shelf.setdefault(slot, [])
+        last, pos = None, 0
+        while pos < len(hashes):
+            first = hashes[pos]
+            if first not in self.runs and last is not None:
+                run = self.runs[last]
+                before = hashes[:pos][-len(run) :]
+                if len(run) < RUN and run == before:
+                    added = hashes[pos : pos + RUN - len(run)]
+                    run += added
+                    self.held[slot, last] = len(run)
+                    pos += len(added)
+                    continue
+            known = first in self.runs
+            if known:
+                place_behind(self.recent, first, last)
+            if (slot, first) not in self.held:
+                if not self._make_room(first if known else last):
+                    break
+                if not known:
+                    self.runs[first] = list(hashes[pos : pos + RUN])
+                    place_behind(self.recent, first, last)
+                self.held[slot, first] = 0
+            place_behind(shelf, first, last)
+            same = common(self.runs[first], hashes[pos:])
+            self.held[slot, first] = max(self.held[slot, first], same)
+            pos += same
+            last = first
+        while capacity and (excess := self.blocks(slot) - capacity) > 0:
+            self.held[slot, shelf[-1]] -= excess
+            if self.held[slot, shelf[-1]] <= 0:
+                self._drop(slot, shelf[-1])
+
+    def forget(self, slot: int) -> None:
+        for first in list(self.shelf.get(slot, [])):
+            self._drop(slot, first)
+
+    def _make_room(self, keep: int | None) -> bool:
+        while len(self.runs) == self.max_nodes or len(self.held) == self.max_holdings:
+            oldest = self.recent[-1]
+            if oldest == keep:
+                return False
+            for slot, first in [key for key in self.held if key[1] == oldest]:
+                self._drop(slot, first)
+        return True
+
+    def _drop(self, slot: int, first: int) -> None:
+        del self.held[slot, first]
+        self.shelf[slot].remove(first)
+        if not any(node == first for _, node in self.held):
+            del self.runs[first]
+            self.recent.remove(first)
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many elements two sequences share at their start."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+
+
+def place_behind(order: list[int], item: int, before: int | None) -> None:
+    if item in order:
+        order.remove(item)
+    order.insert(0 if before is None else order.index(before) + 1, item)
+
+
+Array = NDArray[np.float32]
+
+
+class Model:
+    """A weight blob as arrays: random weights from a seed, and the prediction with numpy."""
+
+    def __init__(self, hidden: Sequence[int] | None, seed: int = 0, version: int = 1) -> None:
+        """hidden: widths of hidden layers; None: linear only."""
+        draw, width = np.random.default_rng(seed), features.WIDTH
+        self.version, self.bound = version, 0.6931472
+        self.linear = draw.uniform(0, 1, width).astype("<f4")
+        self.dims = [] if hidden is None else [width, *hidden, 1]
+        self.clip_low, self.clip_high = np.full(width, -2, "<f4"), np.full(width, 2, "<f4")
+        self.range_low = np.full(width, -np.inf, "<f4")
+        self.range_high = np.full(width, np.inf, "<f4")
+        self.layers: list[tuple[Array, Array]] = [
+            (
+                draw.normal(0, a**-0.5, (b, a)).astype("<f4"),
+                draw.normal(0, 0.1, b).astype("<f4"),
+            )
+            for a, b in zip(self.dims[:-1], self.dims[1:], strict=True)
+        ]
+
+    def blob(self, **changes: int) -> bytes:
+        """The bytes; changes: header fields to falsify."""
+        head = {
+            "magic": 0x4C535742,
+            "format": 1,
+            "schema": features.SCHEMA_HASH,
+            "version": self.version,
+            "width": features.WIDTH,
+            "layers": len(self.layers),
+        }
+        head.update(changes)
+        parts = [struct.pack("<IIQIII", *head.values())]
+        parts.append(struct.pack(f"<{len(self.dims)}I", *self.dims))
+        parts += [struct.pack("<f", self.bound), self.linear.tobytes()]
+        if self.layers:
+            clips = (self.clip_low, self.clip_high, self.range_low, self.range_high)
+            parts += [part.tobytes() for part in clips]
+            parts += [part.tobytes() for layer in self.layers for part in layer]
+        return b"".join(parts)
+
+    def predict(self, x: Array) -> NDArray[np.float64]:
+        """Seconds for rows (n, WIDTH), in float64."""
+        seconds = np.maximum(x.astype(float) @ self.linear.astype(float), 1e-4)
+        if not self.layers:
+            return seconds
+        z = np.clip(x, self.clip_low, self.clip_high).astype(float)
+        for i, (weight, bias) in enumerate(self.layers):
+            z = (np.maximum(z, 0) if i else z) @ weight.T.astype(float) + bias
+        inside = ((x >= self.range_low) & (x <= self.range_high)).all(axis=1)
+        log_factor = np.where(inside, np.clip(z[:, 0], -self.bound, self.bound), 0)
+        out: NDArray[np.float64] = seconds * np.exp(log_factor)
+        return out
+
+
+def rows(n: int, seed: int = 0) -> Array:
+    """Random feature rows of plausible size."""
+    draw = np.random.default_rng(seed)
+    return draw.uniform(0, 1.5, (n, features.WIDTH)).astype("<f4")
