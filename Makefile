@@ -8,6 +8,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS   ?=
 
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
 NATIVE := $(shell find csrc lodestar_fast -name '*.[ch]' -path 'csrc/*' -o -name '*.pyx' -o -name '*.pxd')
 SOURCE := pyproject.toml setup.py constraints.txt Makefile $(NATIVE)
 

@@ -6,6 +6,7 @@ The table of imports below is the authority on who may use whom.
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -18,11 +19,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lodestar_fast"
 MAX_LINES = 400
 
-LEAVES = {"config", "clock", "errors", "metrics", "log"}
+LEAVES = {"config", "clock", "errors", "metrics", "log"}  # nothing of ours but errors
 # Module or folder of the package: what it may import of ours. `learner` is the whole folder;
 # `learner:protocol` is lodestar_fast/learner/__init__.py, which imports neither torch nor numpy.
 MAY_IMPORT: dict[str, set[str]] = {
-    **{leaf: set() for leaf in LEAVES},
+    **{leaf: {"errors"} for leaf in LEAVES},
     "core": {"errors"},
     "features": {"core"},
     "learner": {"features", "config", "errors"},
@@ -160,22 +161,33 @@ def test_each_extension_has_its_types() -> None:
     [
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
-        ["cython_lint", "lodestar_fast"],
+        ["cython-lint", "lodestar_fast"],
         ["mypy"],
     ],
     ids=" ".join,
 )
 def test_linters_agree(command: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(*command)
 
 
 def test_c_is_formatted() -> None:
-    clang_format = Path(sys.executable).parent / "clang-format"
-    files = [*(ROOT / "csrc").glob("*.[ch]"), *(ROOT / "tests").glob("*.c")]
-    done = subprocess.run(
-        [clang_format, "--dry-run", "--Werror", *files], capture_output=True, text=True, timeout=60
+    run(
+        "clang-format",
+        "--dry-run",
+        "--Werror",
+        *map(str, [*(ROOT / "csrc").glob("*.[ch]"), *(ROOT / "tests").glob("*.c")]),
     )
-    assert done.returncode == 0, done.stderr
+
+
+def run(program: str, *arguments: str) -> None:
+    """Run a tool of the environment that runs the tests; it must find nothing."""
+    bin = Path(sys.executable).parent
+    done = subprocess.run(
+        [bin / program, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"},  # cython-lint calls pycodestyle
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
