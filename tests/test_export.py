@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 
 from lodestar_fast import features
+from lodestar_fast.config import LearnerConfig
+from lodestar_fast.core.policies import Lodestar
 from lodestar_fast.errors import BlobError
 from lodestar_fast.learner import export
 from lodestar_fast.learner.export import Blob, Network, pack, parse
+from lodestar_fast.learner.train import Trainer
+from tests import batches
+from tests.batches import physical
 
 W = features.WIDTH
 
@@ -123,5 +128,57 @@ def test_damaged_blobs_are_refused() -> None:
         data[:32] + struct.pack("<I", 129) + data[36:],  # too wide
         data[:28] + struct.pack("<I", W + 1) + data[32:],
     ):
+        with pytest.raises(BlobError):
+            parse(broken)
+
+
+# -- parity with what decides ----------------------------------------------------------------------
+
+
+def by_core(data: bytes, x: np.ndarray) -> np.ndarray:
+    policy = Lodestar()
+    policy.load(data)
+    out = np.zeros(64, np.float32)
+    parts = []
+    for start in range(0, len(x), 64):  # as many rows as there may be instances
+        part = np.ascontiguousarray(x[start : start + 64])
+        policy.predict(part, out[: len(part)])
+        parts.append(out[: len(part)].copy())
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("blob", [linear(), corrected(), corrected((5,)), corrected((128, 32, 8))])
+def test_core_predicts_what_the_blob_says(blob: Blob) -> None:
+    x = np.random.default_rng(3).normal(0, 2, (500, W)).astype(np.float32)
+    np.testing.assert_allclose(by_core(pack(blob), x), blob.predict(x), rtol=1e-4, atol=1e-6)
+
+
+def test_core_predicts_what_torch_has_learned() -> None:
+    """From the trainer's network over standardisation, folding and float32 to C: 1e-5 of log."""
+    pytest.importorskip("torch")
+    from lodestar_fast.learner.model import Correction
+
+    network = Correction(W)
+    trainer, rng = Trainer(LearnerConfig(min_samples=32), network), np.random.default_rng(4)
+    for k in range(30):
+        data = physical(rng, 60, start=float(k))
+        data["ttft"] *= np.where(data["x"][:, features.INDEX["hit_ratio"]] > 0.5, 1.4, 1.0)
+        trainer.add(batches.pack(data))
+        trainer.round()
+    assert trainer.corrects
+    x = trainer.buffer.x[: len(trainer.buffer)]
+    z = trainer._standardise(x)
+    expected = np.log(trainer.linear.predict(x)) + network.log_factor(z)
+    got = np.log(by_core(trainer.blob, x))
+    print(f"largest difference of log seconds: {np.abs(got - expected).max():.2e}")
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_core_refuses_what_parse_refuses() -> None:
+    data = pack(corrected())
+    policy = Lodestar()
+    for broken in (b"", data[:-1], data + b"\0", data[:8] + bytes(8) + data[16:]):
+        with pytest.raises(BlobError):
+            policy.load(broken)
         with pytest.raises(BlobError):
             parse(broken)

@@ -188,7 +188,8 @@ class Simulation:
             if not seen[rid]:
                 outcome.ttft = now - outcome.arrival
                 observe(ticket, Event.FIRST_TOKEN, now)
-            observe(ticket, Event.TOKENS, now, generated - seen[rid])
+            else:
+                observe(ticket, Event.TOKENS, now, generated - seen[rid])
             seen[rid] = generated
             if finished:
                 outcome.e2e = now - outcome.arrival
