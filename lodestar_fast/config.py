@@ -2,8 +2,8 @@
 file, the environment, the docs and the tests.
 
 A field's name is its TOML key; its flag is `--` + the name with dashes, its variable `LODESTAR_` +
-the name in capitals. So names are unique over the tree. Precedence: flag, environment, file, default.
-This module reads no file and no environment; cli does, and calls resolve().
+name in capitals. So names are unique over the tree. Precedence: flag, environment, file,
+default. This module reads no file and no environment; cli does, and calls resolve().
 """
 
 from __future__ import annotations
