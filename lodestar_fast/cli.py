@@ -110,21 +110,22 @@ def _load_config(args: argparse.Namespace) -> Config:
 def _serve(args: argparse.Namespace) -> int:
     config = _load_config(args)
 
-    import uvloop
-
     from lodestar_fast import build, log
-    from lodestar_fast.clock import MonotonicClock
-    from lodestar_fast.proxy import server
 
     log.configure(config.serve.log_level, config.serve.log_json)
+    router = build.make_router(config)
+    start_learner = build.learner_starter(config)
+
+    import uvloop
+
+    from lodestar_fast.clock import MonotonicClock
+    from lodestar_fast.proxy import server
 
     def announce(data: str, admin: str) -> None:
         if 0 in (config.serve.port, config.serve.admin_port):
             print(f"listening data={data} admin={admin}", flush=True)
 
-    router = build.make_router(config)
-    learner = build.learner_starter(config)
-    uvloop.run(server.serve(config, router, learner, MonotonicClock(), announce))
+    uvloop.run(server.serve(config, router, start_learner, MonotonicClock(), announce))
     return 0
 
 
@@ -145,7 +146,7 @@ def _check_config(args: argparse.Namespace) -> int:
 
     from lodestar_fast import build
     from lodestar_fast.proxy.fleet import parse_url
-    from lodestar_fast.proxy.server import read_keys
+    from lodestar_fast.proxy.keys import read_keys
 
     build.make_router(config)
     for url in config.fleet.worker_urls:
@@ -198,7 +199,9 @@ VERBS = {
     "serve": Verb("run the router", "", _add_config_options, _serve),
     "engine": Verb("run simulated engines over HTTP", "lodestar_fast.sim.engine_http"),
     "demo": Verb("see it learn: simulated engines, a real trace, a report", "lodestar_fast.demo"),
-    "simulate": Verb("run the decision core in virtual time", "lodestar_fast.sim.run"),
+    "calibrate": Verb(
+        "compare the engine model with a real engine's log", "lodestar_fast.sim.calibrate"
+    ),
     "replay": Verb("replay a trace against a server", "lodestar_fast.replay"),
     "calibrate": Verb("try the engine model on a real log", "lodestar_fast.sim.calibrate"),
     "check-config": Verb("print the resolved configuration", "", _add_check_config, _check_config),

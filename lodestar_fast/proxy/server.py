@@ -35,6 +35,7 @@ from lodestar_fast.proxy import admin, health, scrape
 from lodestar_fast.proxy.context import Context
 from lodestar_fast.proxy.downstream import Downstream
 from lodestar_fast.proxy.fleet import Fleet
+from lodestar_fast.proxy.keys import read_keys
 from lodestar_fast.proxy.upstream import Pool
 
 log = logging.getLogger(__name__)
@@ -44,20 +45,6 @@ _TICK = 1.0  # seconds between exchanges with the learner
 _DRAIN_LOOK = 0.02  # seconds between looks at what still runs
 _COMPLAINT = 60.0  # seconds between log lines about one trouble that goes on
 _JSON = b"application/json"
-
-
-def read_keys(path: str, option: str) -> frozenset[bytes] | None:
-    """The keys of a file, one a line; None if no file is configured. Raises ConfigError."""
-    if not path:
-        return None
-    try:
-        with open(path, "rb") as file:
-            keys = frozenset(line.strip() for line in file if line.strip())
-    except OSError as e:
-        raise ConfigError(f"{option}: {path}: {e.strerror}") from None
-    if not keys:
-        raise ConfigError(f"{option}: {path} holds no key")
-    return keys
 
 
 class Proxy:
