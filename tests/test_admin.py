@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from lodestar_fast.metrics import Collector
 from lodestar_fast.proxy import admin
@@ -68,7 +69,7 @@ def run(body: Callable[[Port], Awaitable[None]], keys: frozenset[bytes] | None =
         async with Port(keys) as port:
             await body(port)
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_workers_come_drain_and_go() -> None:
@@ -231,6 +232,19 @@ def test_hostile_requests_end_the_connection(data: bytes, status: int) -> None:
         assert b"connection: close\r\n" in answer
 
     run(body)
+
+
+def test_a_client_that_leaves_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    async def body(port: Port) -> None:
+        for data in (b"", b"GET /met", b"POST /workers HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port.port)
+            writer.write(data)
+            writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+
+    run(body)
+    assert not caplog.records
 
 
 def test_too_many_connections_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:

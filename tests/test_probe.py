@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+import uvloop
 
 from lodestar_fast.proxy.health import check, parse_models
 from lodestar_fast.proxy.probe import Probe, ProbeError
@@ -21,7 +21,7 @@ def run(body: Callable[[TinyEngine, Probe], Awaitable[None]], max_bytes: int = 1
             await body(engine, probe)
             probe.close()
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 async def kind_of(probe: Probe, path: str = "/x", timeout: float = LONG) -> str:

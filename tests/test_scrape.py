@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -189,7 +190,7 @@ def test_scrapes_go_on_over_one_connection() -> None:
             assert engine.connections == 1
             assert {report[2:] for report in router.reports} == {(1, 2, 0.5)}
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 @pytest.mark.parametrize(
@@ -220,4 +221,4 @@ def test_useless_pages_are_survived(answer: bytes, monkeypatch: pytest.MonkeyPat
             await router.reported.wait()
             await stop(task)
 
-    asyncio.run(run())
+    uvloop.run(run())

@@ -226,11 +226,7 @@ async def _serve_one(
     keep = False
     content = b"application/json"
     try:
-        try:
-            head = _Head(await reader.readuntil(b"\r\n\r\n"))
-        except asyncio.LimitOverrunError:
-            raise Refused(431, f"the head has more than {HEAD_BYTES} bytes") from None
-        body = await reader.readexactly(head.length)
+        head, body = await _read(reader)
         keep = head.keep_alive
         admin.check(head.headers, peer)
         if head.path == "/metrics":
@@ -241,6 +237,8 @@ async def _serve_one(
             text = msgspec.json.encode(answer) + b"\n"
     except Refused as e:
         status, text = e.status, msgspec.json.encode({"error": {"message": str(e)}}) + b"\n"
+    except asyncio.IncompleteReadError:
+        raise
     except Exception:
         log.exception("the admin port could not answer")
         keep, status = False, 500
@@ -259,6 +257,15 @@ async def _serve_one(
     )
     await writer.drain()
     return keep
+
+
+async def _read(reader: asyncio.StreamReader) -> tuple[_Head, bytes]:
+    """Head and body of a request. Raises Refused, IncompleteReadError."""
+    try:
+        head = _Head(await reader.readuntil(b"\r\n\r\n"))
+    except asyncio.LimitOverrunError:
+        raise Refused(431, f"the head has more than {HEAD_BYTES} bytes") from None
+    return head, await reader.readexactly(head.length)
 
 
 async def _page(collector: Collector) -> bytes:

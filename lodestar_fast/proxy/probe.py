@@ -8,6 +8,7 @@ It shares nothing with the connections that carry requests: a probe that hangs h
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import httptools
 
@@ -125,8 +126,7 @@ class _Line(asyncio.Protocol):
     # -- asyncio.Protocol --
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self.usable = True
 
     def data_received(self, data: bytes) -> None:
