@@ -1,8 +1,8 @@
 """Every setting, its default, its range and its help: one tree, used by the command line, the TOML
 file, the environment, the docs and the tests.
 
-A field's name is its TOML key; its flag is `--` + the name with dashes, its variable `LODESTAR_` +
-name in capitals. So names are unique over the tree. Precedence: flag, environment, file,
+A field's name is its TOML key; its flag is `--` + the name with dashes, its variable `LODESTAR_`
++ the name in capitals. So names are unique over the tree. Precedence: flag, environment, file,
 default. This module reads no file and no environment; cli does, and calls resolve().
 """
 
