@@ -204,7 +204,7 @@ void ls_speed_shrink(struct ls_speed_pool *pool, struct ls_speed *first, const u
  */
 #define LS_BLOB_MAGIC 0x4C535742u
 #define LS_BLOB_FORMAT 1u
-#define LS_LANES 8 /* layers are padded to this many outputs: two SSE or one AVX register */
+#define LS_LANES 8 /* layers are padded to this many outputs: two vector registers of 128 bits */
 #define LS_PAD(n) (((n) + LS_LANES - 1) / LS_LANES * LS_LANES)
 #define LS_MAX_PARAMS                                                                              \
     (LS_MAX_HIDDEN * LS_PAD(LS_WIDTH) +                                                            \

@@ -20,7 +20,8 @@
 
 _Static_assert(LS_WIDTH <= LS_MAX_HIDDEN, "a row is a layer's input");
 
-typedef float lanes __attribute__((vector_size(LS_LANES * sizeof(float)), aligned(4)));
+typedef float lanes __attribute__((vector_size(LS_LANES / 2 * sizeof(float))));
+typedef int32_t masks __attribute__((vector_size(LS_LANES / 2 * sizeof(float))));
 
 /* ---- The table of features ------------------------------------------------------------------- */
 
@@ -117,23 +118,42 @@ static float clip(float x, float low, float high) {
     return x < low ? low : x > high ? high : x;
 }
 
-/* out = in W + bias for ROWS rows; relu: negative outputs become 0. */
+static inline lanes load(const float *from) {
+    lanes value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+static inline void store(float *to, lanes low, lanes high) {
+    memcpy(to, &low, sizeof low);
+    memcpy(to + LS_LANES / 2, &high, sizeof high);
+}
+
+static inline lanes activate(lanes x, int relu) {
+    return relu ? (lanes)((masks)x & (x > 0)) : x; /* a comparison gives ones or zeros */
+}
+
+/* out = in W + bias for ROWS rows; relu: negative outputs become 0. The rows' sums are named one by
+ * one, so that they stay in registers: eight, with two of weights. */
 static void layer_forward(const float *params, uint32_t inputs, uint32_t outputs, int relu,
                           const float in[ROWS][PAD_HIDDEN], float out[ROWS][PAD_HIDDEN]) {
     uint32_t padded = LS_PAD(outputs);
     const float *bias = params + (size_t)inputs * padded;
     for (uint32_t o = 0; o < padded; o += LS_LANES) {
-        lanes start = *(const lanes *)(const void *)(bias + o);
-        lanes sum[ROWS] = {start, start, start, start};
+        lanes a0 = load(bias + o), a1 = load(bias + o + LS_LANES / 2);
+        lanes b0 = a0, b1 = a1, c0 = a0, c1 = a1, d0 = a0, d1 = a1;
         const float *weight = params + o;
         for (uint32_t i = 0; i < inputs; i++, weight += padded) {
-            lanes w = *(const lanes *)(const void *)weight;
-            for (int r = 0; r < ROWS; r++) sum[r] += in[r][i] * w;
+            lanes w0 = load(weight), w1 = load(weight + LS_LANES / 2);
+            a0 += in[0][i] * w0, a1 += in[0][i] * w1;
+            b0 += in[1][i] * w0, b1 += in[1][i] * w1;
+            c0 += in[2][i] * w0, c1 += in[2][i] * w1;
+            d0 += in[3][i] * w0, d1 += in[3][i] * w1;
         }
-        for (int r = 0; r < ROWS; r++) {
-            for (int l = 0; l < LS_LANES; l++)
-                out[r][o + (uint32_t)l] = relu && sum[r][l] < 0 ? 0 : sum[r][l];
-        }
+        store(out[0] + o, activate(a0, relu), activate(a1, relu));
+        store(out[1] + o, activate(b0, relu), activate(b1, relu));
+        store(out[2] + o, activate(c0, relu), activate(c1, relu));
+        store(out[3] + o, activate(d0, relu), activate(d1, relu));
     }
 }
 

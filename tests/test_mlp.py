@@ -1,4 +1,4 @@
-"""Weight blobs and the forward pass: parity with numpy and PyTorch; what does not fit is refused."""
+"""Weight blobs and the forward pass: parity with numpy and PyTorch; what must be refused."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_linear_prediction_is_never_below_its_floor() -> None:
 
 
 def test_what_is_no_number_is_the_worst_prediction_and_not_the_best() -> None:
-    model = Model([4])
+    model = Model(None)
     model.linear[:2] = 3e38, -3e38  # infinity less infinity
     got, _ = predict(load(model), np.full((3, features.WIDTH), 1000, "<f4"))
     assert got.tolist() == [1e9] * 3

@@ -1,0 +1,163 @@
+"""What a routing decision costs, and its parts. Names are read by others: see README.md.
+
+    route[POLICY-INSTANCES-PROMPT_TOKENS]   Router.route(), prompts of a fleet at work
+    hash[PROMPT_TOKENS]                     its hashing alone
+    match[INSTANCES-PROMPT_TOKENS]          hashing and the look-up of the prefix
+    score[MODEL-INSTANCES]                  the model's forward pass over one row an instance
+    observe                                 one event of a streamed request
+    drain                                   1,000 samples out
+
+Each round is one call, timed with its Python overhead; what it needs is made outside the timer.
+A prompt token is 4 bytes. Everything is drawn from SEED.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lodestar_fast.core import POLICIES, Event, Router
+from lodestar_fast.core.policies import Lodestar, Policy
+from tests.oracle import Model, make_router, rows
+
+SEED = 1
+ROUNDS = 4000
+BYTES_PER_TOKEN = 4
+MODELS: dict[str, list[int] | None] = {
+    "linear": None,
+    "mlp-2x32": [32, 32],
+    "mlp-3x128": [128, 128, 128],
+}
+
+
+def model(name: str) -> Lodestar:
+    policy = Lodestar()
+    policy.load(Model(MODELS[name], seed=SEED).blob())
+    return policy
+
+
+def policy_named(name: str) -> Policy:
+    return model("mlp-2x32") if name == "lodestar" else POLICIES[name]()
+
+
+def make_prompts(tokens: int, count: int = 256) -> list[bytes]:
+    """Conversations at work: a quarter is a system prompt of one of 8 tenants, half is one of 64
+    histories under it, the last quarter is new each time."""
+    draw = random.Random(SEED)
+    size = tokens * BYTES_PER_TOKEN
+
+    def text(n: int) -> bytes:
+        return bytes(draw.choices(b"abcdefghijklmnopqrstuvwxyz     ", k=n))
+
+    tenants = [text(size // 4) for _ in range(8)]
+    histories = [tenants[i % 8] + text(size // 2) for i in range(64)]
+    prompts = (draw.choice(histories) for _ in range(count))
+    return [prompt + text(size - len(prompt)) for prompt in prompts]
+
+
+class Traffic:
+    """Keeps a router at work: 4 requests in flight on each instance, half of them decoding."""
+
+    def __init__(self, router: Router, instances: int, prompts: list[bytes]) -> None:
+        self.router, self.prompts = router, prompts
+        self.now, self.turn, self.most = 0.0, 0, 4 * instances
+        self.open: list[int] = []
+        for _ in range(max(self.most, len(prompts)) + self.most):
+            (prompt, now), _ = self.next()
+            self.dispatched(router.route(prompt, now))
+
+    def next(self) -> tuple[tuple[bytes, float], dict[str, Any]]:
+        """Time goes on; the oldest request ends, the one in the middle gets its first token."""
+        self.now += 0.005
+        self.turn += 1
+        if len(self.open) >= self.most:
+            self.router.observe(self.open.pop(0), Event.DONE, self.now, 100)
+            self.router.observe(self.open[len(self.open) // 2], Event.FIRST_TOKEN, self.now)
+        return (self.prompts[self.turn % len(self.prompts)], self.now), {}
+
+    def dispatched(self, decision: Any) -> None:
+        self.open.append(decision.ticket)
+
+
+def timed(benchmark: Any, call: Callable[..., Any], setup: Callable[[], Any], rounds: int) -> None:
+    benchmark.pedantic(call, setup=setup, rounds=rounds, warmup_rounds=rounds // 20)
+
+
+def cases() -> list[Any]:
+    each_policy = [(name, 8, 4096) for name in POLICIES]
+    sizes = [("lodestar", n, 4096) for n in (1, 16, 64, 256)]
+    lengths = [("lodestar", 8, tokens) for tokens in (256, 1024, 16384, 65536)]
+    every = each_policy + sizes + lengths
+    return [pytest.param(*case, id="-".join(map(str, case))) for case in every]
+
+
+@pytest.mark.parametrize(("policy", "instances", "tokens"), cases())
+def test_route(benchmark: Any, policy: str, instances: int, tokens: int) -> None:
+    router = make_router(
+        policy_named(policy), instances, max_instances=256, kv_tokens=400_000, seed=SEED
+    )
+    traffic = Traffic(router, instances, make_prompts(tokens, 64 if tokens > 20_000 else 256))
+    decisions: list[Any] = []
+
+    def setup() -> Any:
+        if decisions:
+            traffic.dispatched(decisions.pop())
+        return traffic.next()
+
+    def route(prompt: bytes, now: float) -> None:
+        decisions.append(router.route(prompt, now))
+
+    timed(benchmark, route, setup, ROUNDS if tokens < 20_000 else ROUNDS // 8)
+    assert router.stats()["decisions"]["error"] == 0
+
+
+@pytest.mark.parametrize("tokens", [256, 1024, 4096, 16384, 65536])
+def test_hash(benchmark: Any, tokens: int) -> None:
+    router, (prompt, *_) = make_router(), make_prompts(tokens, 1)
+    blocks = benchmark(router._hash_count, prompt)
+    assert blocks == tokens // 16
+
+
+@pytest.mark.parametrize(
+    ("instances", "tokens"),
+    [pytest.param(n, t, id=f"{n}-{t}") for n, t in ((8, 1024), (8, 4096), (64, 4096), (8, 16384))],
+)
+def test_match(benchmark: Any, instances: int, tokens: int) -> None:
+    router = make_router(POLICIES["random"](), instances, max_instances=256, seed=SEED)
+    prompts = make_prompts(tokens)
+    Traffic(router, instances, prompts)
+    draw = random.Random(SEED)
+    hits = benchmark.pedantic(
+        router._match, setup=lambda: ((draw.choice(prompts),), {}), rounds=ROUNDS
+    )
+    assert hits
+
+
+@pytest.mark.parametrize("instances", [1, 8, 16, 64, 256])
+@pytest.mark.parametrize("name", MODELS)
+def test_score(benchmark: Any, name: str, instances: int) -> None:
+    policy, x, seconds = model(name), rows(instances, SEED), np.empty(instances, "<f4")
+    assert benchmark(policy.predict, x, seconds) == 0
+
+
+def test_observe(benchmark: Any) -> None:
+    router = make_router(instances=1)
+    ticket = router.route(make_prompts(1024, 1)[0], 0.0).ticket
+    router.observe(ticket, Event.FIRST_TOKEN, 0.1)
+    tokens = int(Event.TOKENS)
+    benchmark(router.observe, ticket, tokens, 0.2, 1)
+
+
+def test_drain(benchmark: Any) -> None:
+    router = make_router(instances=1)
+
+    def setup() -> None:
+        for _ in range(1000):
+            router.observe(router.route(b"", 0.0).ticket, Event.DONE, 1.0)
+
+    batch = benchmark.pedantic(router.drain, setup=setup, rounds=50)
+    assert len(batch) > 100_000

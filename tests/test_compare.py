@@ -1,0 +1,76 @@
+"""bench/compare.py: its verdict is the exit status."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PATH = Path(__file__).parent.parent / "bench/compare.py"
+spec = importlib.util.spec_from_file_location("compare", PATH)
+assert spec is not None and spec.loader is not None
+compare: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(compare)
+
+
+def run(path: Path, cpu: str = "cpu", **medians: float) -> str:
+    """Write a run as pytest-benchmark does, medians in microseconds. Its path."""
+    benchmarks = [
+        {"name": f"test_{n}", "stats": {"median": m * 1e-6, "iqr": 0, "rounds": 1, "data": [m]}}
+        for n, m in medians.items()
+    ]
+    path.write_text(
+        json.dumps({"machine_info": {"cpu": {"brand_raw": cpu}}, "benchmarks": benchmarks})
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("now", "status", "word"),
+    [
+        ({"route": 10.0, "hash": 1.0}, 0, "ok"),
+        ({"route": 14.0, "hash": 1.0}, 0, "1.40"),
+        ({"route": 16.0, "hash": 1.0}, 1, "SLOWER"),
+        ({"route": 10.0}, 1, "MISSING"),
+        ({"route": 10.0, "hash": 1.0, "more": 5.0}, 0, "new"),
+    ],
+)
+def test_verdict(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    now: dict[str, float],
+    status: int,
+    word: str,
+) -> None:
+    old = run(tmp_path / "old.json", route=10.0, hash=1.0)
+    assert compare.main([old, run(tmp_path / "new.json", **now)]) == status
+    assert word in capsys.readouterr().out
+
+
+def test_ratio_is_the_callers(tmp_path: Path) -> None:
+    old, new = run(tmp_path / "old.json", route=10), run(tmp_path / "new.json", route=12)
+    assert compare.main([old, new, "--ratio", "1.1"]) == 1
+
+
+def test_other_machines_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = run(tmp_path / "old", "this", a=1), run(tmp_path / "new", "that", a=1)
+    assert compare.main([old, new]) == 0
+    assert "this and that" in capsys.readouterr().out
+
+
+def test_an_accepted_run_is_a_baseline_without_its_rounds(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", run(tmp_path / "new.json", route=3)
+    assert compare.main([str(old), new, "--accept"]) == 0
+    assert "data" not in old.read_text()
+    assert compare.main([str(old), new]) == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"benchmarks": []}', '{"benchmarks": [{}]}'])
+def test_what_is_no_run_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=r"bad\.json"):
+        compare.main([str(path), str(path)])
