@@ -9,10 +9,15 @@ The router is as blind as behind the proxy: it sees its own dispatches at once, 
 seconds after the iteration that made it, and an engine's gauges only as of the last scrape. Nothing
 here decides anything; nothing in the router or the learner can tell this driver from the proxy. A
 run is a pure function of its arguments: same seed, same outcomes.
+
+What goes wrong in a fleet (sim/faults.py plans it) does so as the proxy would see it: an engine
+that crashes takes its requests with it, refuses new ones at once and is not scraped; one that comes
+back has an empty cache.
 """
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +27,8 @@ import numpy as np
 
 from lodestar_fast.clock import VirtualClock
 from lodestar_fast.core.policies import Policy
-from lodestar_fast.core.router import Event, Router
+from lodestar_fast.core.router import Decision, Event, Router
+from lodestar_fast.errors import NoInstanceError
 from lodestar_fast.learner import Learner, tick
 from lodestar_fast.sim.blocks import hash_prompt
 from lodestar_fast.sim.engine import Engine
@@ -31,6 +37,7 @@ from lodestar_fast.sim.gpus import EngineSpec
 from lodestar_fast.sim.workload import BYTES_PER_TOKEN, Request, prompt_text
 
 NAN = float("nan")
+MOST_SLOTS = 1024  # the core's own limit (csrc/lodestar.h)
 
 
 class Job(NamedTuple):
@@ -68,11 +75,19 @@ class Outcome:
     hit_tokens: int = 0  # what the router believed
     ttft: float = NAN
     e2e: float = NAN
+    error: str = ""  # why it failed; empty: it did not
+    decision: float = NAN  # what the timer saw route() take
 
     @property
     def tpot(self) -> float:
         """Seconds per output token after the first."""
         return (self.e2e - self.ttft) / (self.output_tokens - 1) if self.output_tokens > 1 else NAN
+
+
+def fits(spec: EngineSpec, job: Job) -> bool:
+    """Whether an engine's cache can hold the job at all; the last token's place is not needed."""
+    room = (spec.blocks - spec.reserved_blocks) * spec.block
+    return job.prompt_tokens + job.output_tokens - 1 <= room
 
 
 class Simulation:
@@ -81,6 +96,9 @@ class Simulation:
     engines: the fleet, slot i of the router is engine i. delay: seconds between the end of an
     iteration and the router's seeing its tokens. jitter: spread of the engines' iteration times.
     calls: (time, call) to be made with this Simulation at that time: faults, joins, drains.
+    timer: read around each decision, for Outcome.decision; no result depends on it. probe: called
+    with (self, index, decision) after a decision, before the engine gets the request; must change
+    nothing.
     """
 
     def __init__(
@@ -96,16 +114,28 @@ class Simulation:
         tick_seconds: float = 1.0,
         jitter: float = 0.0,
         calls: Iterable[tuple[float, Callable[[Simulation], None]]] = (),
+        timer: Callable[[], float] | None = None,
+        probe: Callable[[Simulation, int, Decision], None] | None = None,
     ) -> None:
         self.clock = VirtualClock()
-        self.router = Router(policy, seed=seed, max_instances=max(64, 2 * len(specs)))
+        slots = max(64, min(MOST_SLOTS, 2 * len(specs)))
+        self.router = Router(policy, seed=seed, max_instances=slots)
         self.learner = learner
         self.engines: list[Engine] = []
         self.outcomes: list[Outcome] = []
+        self.arriving: int | None = None  # the job that is being routed
+        self.scrape_seconds = scrape_seconds
+        self.scrape_loss = 0.0  # share of reports that do not arrive
         self._jobs = jobs
         self._events = Events(self.clock)
         self._seed, self._jitter = seed, jitter
-        self._delay, self._scrape, self._tick = delay, scrape_seconds, tick_seconds
+        self._delay, self._tick = delay, tick_seconds
+        self._timer, self._probe = timer, probe
+        self._lossy = random.Random(seed)  # which reports are lost
+        self._frozen: dict[int, tuple[int, int, float]] = {}  # by slot: what it keeps reporting
+        self._down: set[int] = set()  # crashed slots
+        self._live: list[set[int]] = []  # by slot: jobs in its engine
+        self._lost_preemptions = 0  # of engines that crashed
         self._planned: list[bool] = []  # by slot: the end of its running iteration is
         self._tickets: list[int] = []  # by job
         self._seen: list[int] = []  # by job: tokens the router knows of
@@ -118,13 +148,62 @@ class Simulation:
     def add(self, spec: EngineSpec) -> int:
         """An engine joins now; its slot."""
         slot = len(self.engines)
-        engine = Engine(spec, seed=self._seed * 1000 + slot, jitter=self._jitter)
+        engine = self._make(spec, slot)
         assert slot == self.router.add_instance(
             f"{spec.gpu}-{slot}", kv_tokens=spec.kv_tokens, prefix_caching=spec.prefix_caching
         )
         self.engines.append(engine)
         self._planned.append(False)
+        self._live.append(set())
         return slot
+
+    def _make(self, spec: EngineSpec, slot: int) -> Engine:
+        return Engine(spec, seed=self._seed * 1000 + slot, jitter=self._jitter)
+
+    # -- what may happen to an engine --
+
+    def crash(self, slot: int) -> None:
+        """The engine is gone, its requests with it. The router hears of them after the delay."""
+        old = self.engines[slot]
+        self._lost_preemptions += old.preemptions
+        self.engines[slot] = self._make(old.spec, slot)  # empty, and not used until it is up
+        self._planned[slot] = False
+        self._down.add(slot)
+        self._frozen.pop(slot, None)
+        self.router.set_routable(slot, False)  # the first refused connection says so
+        lost = sorted(self._live[slot])
+        self._live[slot].clear()
+        for index in lost:
+            self._fail_later(index, "engine crashed")
+
+    def drain(self, slot: int) -> None:
+        """No new requests for it; those it has go on."""
+        self.router.set_routable(slot, False)
+
+    def up(self, slot: int) -> None:
+        """A crashed engine is back with an empty cache; a draining one takes requests again."""
+        if slot in self._down:
+            self._down.remove(slot)
+            self.router.forget_prefixes(slot)
+        self.router.set_routable(slot, True)
+
+    def freeze(self, slot: int) -> None:
+        """From now on its telemetry is what it is now, whatever it does."""
+        self._frozen[slot] = self._gauges(slot)
+
+    def thaw(self, slot: int) -> None:
+        self._frozen.pop(slot, None)
+
+    @property
+    def preemptions(self) -> int:
+        """Of all engines so far."""
+        return self._lost_preemptions + sum(engine.preemptions for engine in self.engines)
+
+    def stop(self) -> None:
+        """End the run after the present call; what has not ended stays without an end."""
+        self._open = 0
+
+    # -- the loop --
 
     def run(self) -> list[Outcome]:
         """Until the last job is done; outcomes in the order of the jobs."""
@@ -133,7 +212,7 @@ class Simulation:
         self._seen = [0] * self._open
         if self._jobs:
             self._events.at(self._jobs[0].arrival, self._arrive, 0)
-        self._events.at(self._scrape, self._report)
+        self._events.at(self.scrape_seconds, self._report)
         if self.learner is not None:
             self._events.at(self._tick, self._learn)
         while self._open and self._events.step():
@@ -142,7 +221,20 @@ class Simulation:
 
     def _arrive(self, index: int) -> None:
         now, job = self.clock.now(), self._jobs[index]
-        d = self.router.route(job.prompt, now, job.prompt_tokens)
+        if index + 1 < len(self._jobs):
+            self._events.at(self._jobs[index + 1].arrival, self._arrive, index + 1)
+        self.arriving = index
+        timer = self._timer
+        began = timer() if timer else NAN
+        try:
+            d = self.router.route(job.prompt, now, job.prompt_tokens)
+        except NoInstanceError:
+            self.outcomes.append(
+                Outcome(index, now, -1, -1, NAN, job.prompt_tokens, job.output_tokens)
+            )
+            self._fail_later(index, "no instance")
+            return
+        took = timer() - began if timer else NAN
         self._tickets[index] = d.ticket
         self.outcomes.append(
             Outcome(
@@ -154,27 +246,45 @@ class Simulation:
                 job.prompt_tokens,
                 job.output_tokens,
                 hit_tokens=d.hit_tokens,
+                decision=took,
             )
         )
+        if self._probe:
+            self._probe(self, index, d)
         engine = self.engines[d.slot]
+        if not fits(engine.spec, job):
+            self._fail_later(index, "longer than the cache")
+            return
         engine.submit(index, job.hashes, job.prompt_tokens, job.output_tokens, now)
+        self._live[d.slot].add(index)
         self._plan(d.slot)
-        if index + 1 < len(self._jobs):
-            self._events.at(self._jobs[index + 1].arrival, self._arrive, index + 1)
+
+    def _fail_later(self, index: int, error: str) -> None:
+        """The router learns after the delay that a request failed."""
+        self._events.at(self.clock.now() + self._delay, self._fail, index, error)
+
+    def _fail(self, index: int, error: str) -> None:
+        self.outcomes[index].error = error
+        self.router.observe(self._tickets[index], Event.FAILED, self.clock.now())
+        self._open -= 1
 
     def _plan(self, slot: int) -> None:
         """See to it that the end of an engine's running iteration is on the heap, once."""
-        if not self._planned[slot] and (end := self.engines[slot].next_time()) < float("inf"):
+        engine = self.engines[slot]
+        if not self._planned[slot] and (end := engine.next_time()) < float("inf"):
             self._planned[slot] = True
-            self._events.at(end, self._step, slot)
+            self._events.at(end, self._step, slot, engine)
 
-    def _step(self, slot: int) -> None:
-        engine, now = self.engines[slot], self.clock.now()
+    def _step(self, slot: int, engine: Engine) -> None:
+        if engine is not self.engines[slot]:
+            return  # it crashed in the middle of this iteration
+        now = self.clock.now()
         self._planned[slot] = False
         made = engine.step(now)
         for rid, _, finished in made:
             if finished:
                 self.outcomes[rid].cached_tokens = engine.cached_tokens(rid)
+                self._live[slot].discard(rid)
         if made:
             self._events.at(now + self._delay, self._deliver, made)
         self._plan(slot)
@@ -199,11 +309,19 @@ class Simulation:
                 observe(ticket, Event.DONE, now, outcome.output_tokens)
                 self._open -= 1
 
+    def _gauges(self, slot: int) -> tuple[int, int, float]:
+        engine = self.engines[slot]
+        return engine.running, engine.waiting, engine.kv_usage
+
     def _report(self) -> None:
         now = self.clock.now()
-        for slot, engine in enumerate(self.engines):
-            self.router.report(slot, now, engine.running, engine.waiting, engine.kv_usage)
-        self._events.at(now + self._scrape, self._report)
+        for slot in range(len(self.engines)):
+            if slot in self._down:
+                continue
+            if self.scrape_loss and self._lossy.random() < self.scrape_loss:
+                continue
+            self.router.report(slot, now, *(self._frozen.get(slot) or self._gauges(slot)))
+        self._events.at(now + self.scrape_seconds, self._report)
 
     def _learn(self) -> None:
         assert self.learner is not None
