@@ -20,10 +20,7 @@ from lodestar_fast.errors import ConfigError
 from lodestar_fast.loadgen import find_model, replay
 from lodestar_fast.sim.workload import Trace, read_trace
 from lodestar_fast.summary import Record, document, run_summary, write_json
-from lodestar_fast.terminal import ReplayProgress, errors_text, summary_table
-
-# Being later than this with a request in a hundred means that the client, not the server, was slow.
-LATE_SECONDS = 0.05
+from lodestar_fast.terminal import ReplayProgress, say, say_trouble, summary_table
 
 
 def positive(text: str) -> float:
@@ -117,12 +114,8 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     console.print(summary_table(run))
     if run["hit_ratio"] is not None:
-        console.print(f"{run['hit_ratio']:.1%} of prompt tokens came from the engines' caches")
-    for line in errors_text(records):
-        console.print(f"failed: {line}", highlight=False, markup=False)
-    late = sorted(record.late for record in records)[len(records) * 99 // 100 :]
-    if late and late[0] > LATE_SECONDS:
-        console.print(f"this client was late: 1 % of requests by {late[0]:.2f} s or more")
+        say(console, f"{run['hit_ratio']:.1%} of prompt tokens came from the engines' caches")
+    say_trouble(console, records)
     if args.json:
         write_json(args.json, document("replay", [run]))
     if interrupted:
@@ -141,11 +134,8 @@ async def _run(args: argparse.Namespace, trace: Trace, url: str, ended: list[Rec
         ended.append(record)
         progress.note(record)
 
-    console.print(
-        f"{len(trace.requests)} requests of {trace.name} over {trace.seconds:.0f} s to {url}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    count, seconds = len(trace.requests), trace.seconds
+    say(console, f"{count} requests of {trace.name} over {seconds:.0f} s to {url}")
     shown = asyncio.create_task(progress.show())
     try:
         await replay(

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from lodestar_fast import __version__, plots
 from lodestar_fast.errors import ConfigError
-from lodestar_fast.summary import Record, distribution_ms, mean_ttft
+from lodestar_fast.summary import Record, distribution_ms, late_seconds
 
 OURS = "lodestar"
 
@@ -62,12 +63,16 @@ class Row:
     hit_ratio: float | None
 
 
+def _final_ttft(result: Result, policy: str) -> dict[str, float | None]:
+    return distribution_ms(r.ttft for r in result.final(policy))
+
+
 def comparison(result: Result) -> list[Row]:
     """The table, Lodestar last."""
-    ours = mean_ttft(result.final(OURS)) if OURS in result.records else None
+    ours = _final_ttft(result, OURS)["mean"] if OURS in result.records else None
     rows = []
     for policy, records in result.records.items():
-        final = distribution_ms(r.ttft for r in result.final(policy))
+        final = _final_ttft(result, policy)
         mean = final["mean"]
         counted = [r for r in records if r.cached_tokens is not None]
         prompt_tokens = sum(r.prompt_tokens for r in counted)
@@ -78,7 +83,7 @@ def comparison(result: Result) -> list[Row]:
                 failed=sum(bool(r.error) for r in records),
                 overall=distribution_ms(r.ttft for r in records)["mean"],
                 final=final,
-                ratio=mean / (ours * 1e3) if ours and mean is not None else None,
+                ratio=mean / ours if ours and mean is not None else None,
                 tpot=distribution_ms(r.tpot for r in result.final(policy))["mean"],
                 hit_ratio=(
                     sum(r.cached_tokens or 0 for r in counted) / prompt_tokens
@@ -126,13 +131,14 @@ def prediction_error(records: Sequence[Record]) -> tuple[float, float] | None:
 
 
 def versions() -> dict[str, str]:
-    """Of what made the page."""
-    return {
-        "lodestar": __version__,
-        "python": platform.python_version(),
-        "matplotlib": matplotlib.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+    """Of what took part."""
+    found = {"lodestar": __version__, "python": platform.python_version()}
+    for package in ("torch", "uvloop", "aiohttp", "matplotlib"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -159,7 +165,8 @@ p { margin: .4rem 0; } .soft, figcaption { color: var(--soft); }
   border-left: 4px solid var(--series-0); }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
-th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--grid); }
+th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--grid);
+  white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 tr.ours td { font-weight: 700; color: var(--series-0); }
@@ -188,7 +195,7 @@ def _table(rows: Sequence[Row]) -> str:
         ("TTFT mean", "whole run"),
         ("TPOT mean", "final minute"),
         ("cache hits", "of prompt tokens"),
-        ("failed", "of requests"),
+        ("failed", "requests"),
     )
     lines = ['<div class="scroll"><table><thead><tr>']
     for title, small in head:
@@ -203,7 +210,7 @@ def _table(rows: Sequence[Row]) -> str:
             _number(row.overall),
             _number(row.tpot, digits=1),
             _number(None if row.hit_ratio is None else row.hit_ratio * 100, " %", 1),
-            f"{row.failed:,} of {row.requests:,}",
+            f"{row.failed:,}",
         )
         kind = ' class="ours"' if row.policy == OURS else ""
         lines.append(
@@ -278,11 +285,15 @@ def _figures(result: Result) -> list[str]:
 def render(result: Result) -> str:
     """The page. Contains no address that a browser would fetch."""
     rate = f"{result.rate:g} requests a second, Poisson" if result.rate else "the trace's own times"
+    sent = max(map(len, result.records.values()))
+    late = late_seconds(record for records in result.records.values() for record in records)
     facts = {
         "fleet, for each policy": result.fleet,
-        "requests": f"{result.trace}, {result.workload}",
+        "requests": f"{sent:,} to each router: {result.trace}, {result.workload}",
         "arrivals": f"{rate}, seed {result.seed}",
-        **result.versions,
+        "client": f"sent 99 % of its requests within {late * 1e3:.0f} ms of their time",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": ", ".join(f"{name} {number}" for name, number in result.versions.items()),
     }
     return "\n".join(
         [

@@ -71,6 +71,12 @@ def _round(value: float) -> float:
     return round(float(value), 4)
 
 
+def late_seconds(records: Iterable[Record]) -> float:
+    """How late the latest hundredth of requests was sent, at least."""
+    late = [record.late for record in records]
+    return float(np.percentile(late, 99)) if late else 0.0
+
+
 def mean_ttft(records: Iterable[Record], start: float = 0.0, end: float = math.inf) -> float | None:
     """Mean TTFT in seconds of what arrived in [start, end); None if nothing did."""
     values = [r.ttft for r in records if r.ttft is not None and start <= r.arrival < end]

@@ -6,7 +6,7 @@ Progress goes to stderr and results to stdout, so that the results can be piped.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +15,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from lodestar_fast.clock import Clock
-from lodestar_fast.summary import Record
+from lodestar_fast.summary import Record, late_seconds
 
 REFRESH_SECONDS = 0.5  # of a terminal; more costs time that the measured processes could use
 PLAIN_SECONDS = 5.0  # between lines where there is no terminal
 RECENT_SECONDS = 10.0
+MOST_ERRORS = 3  # that are listed
+
+
+# A client that sends one request in a hundred later than this measures itself.
+LATE_SECONDS = 0.05
+
+
+def say(console: Console, text: str) -> None:
+    """Plain text; folded between words on a terminal, left in one line elsewhere."""
+    console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def ms(seconds: float | None) -> str:
@@ -85,7 +95,7 @@ class ReplayProgress:
         if not self._console.is_terminal:
             while True:
                 await asyncio.sleep(PLAIN_SECONDS)
-                self._console.print(self.text(), highlight=False, soft_wrap=True)
+                say(self._console, self.text())
         columns = BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with Progress(*columns, console=self._console, auto_refresh=False) as bar:
             task = bar.add_task("", total=self.total)
@@ -112,11 +122,14 @@ def milliseconds(value: float | None) -> str:
     return ms(None if value is None else value / 1e3)
 
 
-def errors_text(records: Sequence[Record], most: int = 3) -> list[str]:
-    """The commonest errors, a line each, with how often they came."""
-    counts: dict[str, int] = {}
-    for record in records:
-        if record.error:
-            counts[record.error] = counts.get(record.error, 0) + 1
-    worst = sorted(counts.items(), key=lambda item: -item[1])[:most]
-    return [f"{count} x {error}" for error, count in worst]
+def say_trouble(console: Console, records: Sequence[Record], prefix: str = "") -> None:
+    """The commonest errors, each with how often it came; and whether the client was late."""
+    errors = Counter(record.error for record in records if record.error)
+    for error, count in errors.most_common(MOST_ERRORS):
+        say(console, f"{prefix}failed: {count} x {error}")
+    if (late := late_seconds(records)) > LATE_SECONDS:
+        say(
+            console,
+            f"{prefix}1 % of requests were sent {late:.2f} s late or more: this machine was too "
+            "busy for the client, and the times include that",
+        )

@@ -260,7 +260,7 @@ def test_verb_fails_if_nothing_was_answered(
         assert await asyncio.to_thread(run_verb, "--trace", str(trace), "--url", url) == 1
 
     with_server(test)
-    assert "2 x 503: no engine alive" in capsys.readouterr().out
+    assert "failed: 2 x 503: no engine alive" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

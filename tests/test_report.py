@@ -116,7 +116,10 @@ def test_page_is_whole_and_fetches_nothing() -> None:
 def test_page_says_how_it_was_made() -> None:
     page = render(result())
     assert "--fleet &#x27;&lt;odd&gt; &amp; &quot;quoted&quot;&#x27;" in page
-    for fact in ("2xa30+1xh100", "mooncake_conversation", "seed 1", "13 requests a second"):
+    for fact in (
+        *("2xa30+1xh100", "400 to each router: mooncake_conversation", "seed 1"),
+        *("13 requests a second", "within 0 ms of their time", "torch ", "cores"),
+    ):
         assert fact in page
     assert "from 20 s on the model decides" in page
 

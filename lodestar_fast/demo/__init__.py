@@ -41,7 +41,7 @@ from lodestar_fast.sim.gpus import EngineSpec, parse_fleet
 from lodestar_fast.sim.workload import Trace
 from lodestar_fast.slo import in_time
 from lodestar_fast.summary import Record, document, run_summary, write_json
-from lodestar_fast.terminal import errors_text, milliseconds
+from lodestar_fast.terminal import milliseconds, say, say_trouble
 
 TRACE = str(files("lodestar_fast") / "data" / "mooncake_conversation.jsonl.gz")
 POLICIES = "least_request,prefix_cache,lmetric,lodestar"
@@ -146,7 +146,7 @@ class Demo:
 
     async def _work(self, children: Children, client: Any) -> None:
         args = self._args
-        self._console.print(f"starting {len(self._policies)} fleets and routers", highlight=False)
+        say(self._console, f"starting {len(self._policies)} fleets and routers")
         self._stacks = await start_stacks(
             children, client, self._policies, args.fleet, self._specs, args.seed
         )
@@ -209,13 +209,12 @@ class Demo:
         rows = comparison(result)
         out = Console()
         out.print(result_table([_cells(row) for row in rows]))
-        out.print(verdict(result), highlight=False, soft_wrap=True)
+        say(out, verdict(result))
         for policy, records in self._records.items():
-            for line in errors_text(records):
-                out.print(f"{policy}: failed {line}", highlight=False, markup=False)
+            say_trouble(out, records, f"{policy}: ")
         if args.json:
             write_json(args.json, self._document(result, rows))
-        out.print(f"report: {write_report(args.report, result)}", highlight=False, soft_wrap=True)
+        say(out, f"report: {write_report(args.report, result)}")
         return 1 if any(row.failed == row.requests for row in rows) else 0
 
     def _document(self, result: Result, rows: list[Row]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -19,7 +20,7 @@ from rich.text import Text
 from lodestar_fast.clock import Clock
 from lodestar_fast.report import OURS
 from lodestar_fast.summary import Record
-from lodestar_fast.terminal import RECENT_SECONDS, REFRESH_SECONDS, Recent, ms
+from lodestar_fast.terminal import RECENT_SECONDS, REFRESH_SECONDS, Recent, ms, say
 
 PLAIN_SECONDS = 10.0
 
@@ -142,10 +143,10 @@ class Board:
 async def show(board: Board, title: str, console: Console) -> None:
     """Until cancelled; leaves the last state on the screen."""
     if not console.is_terminal:
-        console.print(title, highlight=False, soft_wrap=True)
+        say(console, title)
         while True:
             await asyncio.sleep(PLAIN_SECONDS)
-            console.print(board.line(), highlight=False, soft_wrap=True)
+            say(console, board.line())
     with Live(console=console, auto_refresh=False, transient=False) as live:
         try:
             while True:
@@ -156,21 +157,12 @@ async def show(board: Board, title: str, console: Console) -> None:
 
 
 def result_table(rows: Sequence[tuple[str, ...]]) -> Table:
-    """The comparison, for the terminal."""
-    head = (
-        "",
-        "TTFT mean",
-        "p50",
-        "p99",
-        "x Lodestar",
-        "whole run",
-        "TPOT",
-        "cache hits",
-        "failed",
-    )
-    table = Table(title="Final minute, heuristics against Lodestar", title_justify="left")
-    for name in head:
-        table.add_column(name, justify="right" if name else "left")
+    """The comparison, for the terminal; 80 columns hold it."""
+    title = "Final minute, heuristics against Lodestar"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("policy", no_wrap=True)
+    for name in ("TTFT mean", "p50", "p99", "x Lodestar", "whole run", "TPOT", "hits", "failed"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row, style="bold" if row[0] == OURS else "")
     return table

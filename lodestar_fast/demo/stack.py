@@ -98,7 +98,9 @@ async def _all_routable(
                     break
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
-        raise stack.router.error("did not find its engines healthy") from None
+        raise stack.router.error(
+            f"did not find its engines healthy in {START_SECONDS:g} s"
+        ) from None
     for worker in workers:
         number = stack.engine_urls.index(worker["url"].rstrip("/"))
         stack.labels[worker["id"]] = f"{number} {specs[number].gpu}"
