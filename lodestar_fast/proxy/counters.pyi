@@ -13,9 +13,8 @@ class Histogram:
     def __init__(self, bounds: tuple[float, ...]) -> None: ...
     def observe(self, seconds: float) -> None:
         """Count one duration. NaN is ignored; a negative one counts as 0."""
-    def snapshot(self) -> dict[str, Any]:
-        """bounds: tuple[float, ...]; counts: list[int], one a bucket, not cumulative, +Inf last;
-        count: int; sum: float seconds."""
+    def snapshot(self) -> tuple[tuple[float, ...], list[int], float]:
+        """Bounds; counts, one a bucket and +Inf last, not cumulative; sum of seconds."""
 
 class Counters:
     """What the data path counts, in C fields; read by metrics.py at scrape time only."""
@@ -30,12 +29,9 @@ class Counters:
         requests: dict[tuple[str, str, str], int], keyed (path, status_class, outcome), zero entries
             left out. path: a route, a local path or "other"; status_class: "1xx".."5xx", or "none"
             if no answer was begun; outcome: one of OUTCOMES.
-        request_seconds, decision_seconds, predicted_ttft_seconds, prediction_error_seconds (absolute
-            error): Histogram.snapshot().
-        ttft_seconds: dict[int, Histogram snapshot], by slot; streamed requests only.
+        request_seconds, decision_seconds: Histogram.snapshot().
         retries: dict[str, int], by reason (see Instance.note_failure for the names), and "stale".
-        inflight: int, requests dispatched or waiting for a place; queued: int, those waiting.
-        connections: int, open client connections; connections_total: int.
+        connections_total: int, client connections accepted.
         stale_connections: int, reused engine connections that turned out closed.
         extra_bytes: int, engine connections dropped for bytes after an answer.
         upstream_opened: int, engine connections opened.

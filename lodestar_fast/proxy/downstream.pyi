@@ -7,7 +7,7 @@ from asyncio import BaseTransport
 from lodestar_fast.proxy.context import Context
 
 class Downstream:
-    """One client connection: an asyncio protocol. `loop.create_server(lambda: Downstream(context))`."""
+    """One client connection: the protocol that the data port gives to loop.create_server()."""
 
     def __init__(self, context: Context) -> None: ...
     @property

@@ -1,0 +1,179 @@
+"""Fields of heads: which pass, which stop here, and how the heads we write ourselves look.
+
+No byte of a head that came in goes out unread: parse.pyx collects the fields that pass, line by
+line, and everything that frames a message (length, coding, connection, host) is written anew.
+"""
+
+from http import HTTPStatus
+from os import urandom
+
+from libc.stdint cimport uint64_t
+from libc.stdio cimport snprintf
+
+from lodestar_fast.proxy.wire cimport Buffer, same
+
+REASONS = {int(status): status.phrase.encode() for status in HTTPStatus}
+
+
+cdef Field classify(bytes name) noexcept:
+    """What becomes of a field, by its name. By length first: most fields end there."""
+    cdef const char* p = name
+    cdef Py_ssize_t n = len(name)
+    if n == 2:
+        return HOP if same(p, n, b"te") else PASS
+    if n == 4:
+        return HOST if same(p, n, b"host") else PASS
+    if n == 6:
+        return EXPECT if same(p, n, b"expect") else PASS
+    if n == 7:
+        return HOP if same(p, n, b"upgrade") or same(p, n, b"trailer") else PASS
+    if n == 10:
+        if same(p, n, b"connection"):
+            return CONNECTION
+        return HOP if same(p, n, b"keep-alive") else PASS
+    if n == 11:
+        return RETRY_AFTER if same(p, n, b"retry-after") else PASS
+    if n == 12:
+        if same(p, n, b"content-type"):
+            return CONTENT_TYPE
+        return REQUEST_ID if same(p, n, b"x-request-id") else PASS
+    if n == 13:
+        return AUTHORIZATION if same(p, n, b"authorization") else PASS
+    if n == 14:
+        if same(p, n, b"content-length"):
+            return CONTENT_LENGTH
+        return HOP if same(p, n, b"http2-settings") else PASS
+    if n == 16:
+        return HOP if same(p, n, b"proxy-connection") else PASS
+    if n == 17:
+        return TRANSFER_ENCODING if same(p, n, b"transfer-encoding") else PASS
+    if n == 18:
+        return HOP if same(p, n, b"proxy-authenticate") else PASS
+    if n == 19:
+        return HOP if same(p, n, b"proxy-authorization") else PASS
+    return PASS
+
+
+cdef set named_fields(set named, bytes value):
+    """Add what a Connection field names; close and keep-alive name no field. None: none so far."""
+    for token in value.lower().split(b","):
+        token = token.strip(b" \t")
+        if token not in (b"close", b"keep-alive", b""):
+            named = named or set()
+            named.add(token)
+    return named
+
+
+cdef int put_line(Buffer fields, bytes name, bytes value) except -1:
+    fields.put_bytes(name)
+    fields.put(b": ", 2)
+    fields.put_bytes(value)
+    fields.put(b"\r\n", 2)
+    return 0
+
+
+cdef bytes without(bytes lines, set names):
+    """Field lines without those whose lower-case names are in names: what Connection named."""
+    return b"".join([
+        line + b"\r\n" for line in lines.split(b"\r\n")
+        if line and line.partition(b":")[0].lower() not in names
+    ])
+
+
+cdef bint _is_name(unsigned char c) noexcept nogil:
+    """Letters, digits and ._-: what names of hosts and ids are made of."""
+    return 97 <= (c | 32) <= 122 or 48 <= c <= 57 or c == 45 or c == 46 or c == 95
+
+
+cdef bint valid_host(bytes value) noexcept:
+    """One host, perhaps a port. No list, path, user or space: peers would read those
+    differently."""
+    cdef const unsigned char* p = value
+    cdef Py_ssize_t n = len(value)
+    cdef Py_ssize_t i = 0
+    if n > 0 and p[0] == 91:  # [IPv6]
+        i = 1
+        while i < n and (p[i] == 58 or _is_name(p[i])):
+            i += 1
+        if i == 1 or i == n or p[i] != 93:
+            return False
+        i += 1
+    else:
+        while i < n and _is_name(p[i]):
+            i += 1
+        if i == 0:
+            return False
+    if i == n:
+        return True
+    if p[i] != 58 or n - i > 6:
+        return False
+    i += 1
+    while i < n and 48 <= p[i] <= 57:
+        i += 1
+    return i == n
+
+
+cdef bint valid_id(bytes value) noexcept:
+    cdef const unsigned char* p = value
+    cdef Py_ssize_t n = len(value)
+    cdef Py_ssize_t i
+    if not 1 <= n <= 128:
+        return False
+    for i in range(n):
+        if not (_is_name(p[i]) or p[i] == 58):
+            return False
+    return True
+
+
+cdef uint64_t _seed = int.from_bytes(urandom(8), "little")
+cdef uint64_t _serial = int.from_bytes(urandom(8), "little")
+
+
+cdef uint64_t _mix(uint64_t x) noexcept nogil:
+    """splitmix64's finalizer: one to one, so that distinct serials stay distinct."""
+    x = (x ^ (x >> 30)) * <uint64_t> 0xBF58476D1CE4E5B9ULL
+    x = (x ^ (x >> 27)) * <uint64_t> 0x94D049BB133111EBULL
+    return x ^ (x >> 31)
+
+
+cdef bytes new_id():
+    """A request id: 32 hexadecimal digits, unique here by the serial and elsewhere by the seed."""
+    global _serial
+    cdef char text[33]
+    _serial += 1
+    snprintf(
+        text, sizeof(text), b"%016llx%016llx", <unsigned long long> _mix(_serial),
+        <unsigned long long> _mix(_serial ^ _seed)
+    )
+    return text[:32]
+
+
+cdef bytes closing(bint close, bint old):
+    """The Connection line of an answer; old: to a client of HTTP/1.0."""
+    if close:
+        return b"connection: close\r\n"
+    return b"connection: keep-alive\r\n" if old else b""
+
+
+cdef bytes own_answer(
+    int status, bytes content_type, bytes body, bytes request_id, list fields, bint close,
+    bint old, bint with_body
+):
+    """A whole answer of our own. fields: further lines. with_body: False in answer to HEAD."""
+    return b"".join([
+        b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n" % (
+            status, REASONS.get(status, b""), content_type, len(body), request_id
+        ),
+        *fields,
+        closing(close, old),
+        b"\r\n",
+        body if with_body else b"",
+    ])
+
+
+def host_is_valid(bytes value):
+    return valid_host(value)
+
+
+def id_is_valid(bytes value):
+    return valid_id(value)

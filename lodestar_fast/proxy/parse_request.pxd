@@ -1,0 +1,53 @@
+"""The parser of requests. See parse_request.pyx."""
+
+from lodestar_fast.proxy.wire cimport Buffer
+
+
+cdef class RequestParser:
+    cdef object _http
+    cdef Buffer _fields
+    cdef set _named  # fields that Connection named, lower case; None if none
+    cdef Py_ssize_t _max_head
+    cdef Py_ssize_t _max_body
+    cdef Py_ssize_t _head_bytes
+    cdef Py_ssize_t _left  # of a body with a length; -1: chunked
+    cdef Py_ssize_t _wire_bytes  # of a chunked body, framing included
+    cdef int _crlf  # bytes of a blank line at the end of what was fed
+    cdef bint _begun
+    cdef bint _line_done  # the request line is behind us
+    cdef bint _after_blank
+    cdef int _blanks  # in the request line so far
+    cdef bint _te
+    cdef int _hosts
+    cdef bint _ignore_head  # a head of our own is being fed, see _resync()
+    cdef bint _upgrade
+    cdef bytes _host
+
+    cdef readonly bytes method
+    cdef readonly bytes target  # in origin form
+    cdef readonly bytes path  # without the query
+    cdef readonly bytes fields  # lines that pass
+    cdef readonly bytes request_id  # the client's, if it may be used
+    cdef readonly bytes authorization
+    cdef readonly bint old  # HTTP/1.0
+    cdef readonly bint keep_alive
+    cdef readonly bint expects  # 100-continue
+    cdef readonly bint head_done
+    cdef readonly bint complete
+    cdef readonly int status  # why it is refused; 0: it is not
+    cdef readonly str reason
+    cdef list _body
+    cdef Py_ssize_t _body_bytes
+
+    cdef void reset(self)
+    cdef bint begun(self) noexcept
+    cdef Py_ssize_t feed(self, bytes data, Py_ssize_t at) except -1
+    cdef bytes take_body(self)
+    cdef void close(self)
+    cdef Py_ssize_t _blank_line(self, const char* p, Py_ssize_t at, Py_ssize_t size) noexcept
+    cdef void _check_line(self, const char* p, Py_ssize_t at, Py_ssize_t end)
+    cdef int _run(self, bytes data, Py_ssize_t at, Py_ssize_t end) except -1
+    cdef int _resync(self) except -1
+    cdef void _refuse(self, int status, str reason)
+    cdef void _check_target(self)
+    cdef void _check_head(self)

@@ -1,0 +1,41 @@
+"""Types of proxy/sse.pyx."""
+
+from __future__ import annotations
+
+class Scanner:
+    """Reads a body as it passes, in any pieces, without decoding it.
+
+    feed() is for text/event-stream and counts its events; keep() is for other bodies and only keeps
+    the tail.
+    """
+
+    @property
+    def events(self) -> int:
+        """Events with data, save errors and [DONE]: about one a token."""
+    @property
+    def errors(self) -> int:
+        """Events whose data is {"error"... or whose name is `error`."""
+    @property
+    def other(self) -> bool:
+        """Whether a line came that is neither data nor an event's name."""
+    def tail(self) -> bytes:
+        """The last 4 KB or so of what was fed."""
+
+class Usage:
+    """Numbers out of a usage object; -1 where the engine gave none."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+
+def scan(pieces: list[bytes]) -> Scanner:
+    """A scanner that was fed these pieces of an event stream."""
+
+def usage(tail: bytes) -> Usage:
+    """The last usage object of an answer's tail."""
+
+def aborted(tail: bytes) -> bool:
+    """Whether the last finish_reason of an answer's tail is "abort": the engine gave up."""

@@ -1,0 +1,36 @@
+"""One request's tries on engines. See tries.pyx."""
+
+from lodestar_fast.proxy.context cimport Context
+from lodestar_fast.proxy.parse_response cimport ResponseParser
+from lodestar_fast.proxy.reply cimport Reply
+
+
+cdef enum Final:
+    DONE
+    FAILED
+    ABANDONED
+    TIMEOUT
+
+
+cdef class Tries:
+    cdef Context context
+    cdef object routing  # openai.Routing
+    cdef object ticket  # 0: none, or closed
+    cdef object instance  # of the try at hand
+    cdef bytes retry_after  # the smallest number of seconds that a busy engine named
+    cdef long long tokens  # that came so far, and were reported
+    cdef object _decision
+    cdef double _decision_seconds
+    cdef tuple _avoid  # slots that do not serve the model
+    cdef list _tried  # slots; None: no try has failed
+    cdef bint _first_token
+
+    cdef void begin(self, routing, tuple avoid)
+    cdef bint route(self) except -1
+    cdef bint another(self, str kind) except -1
+    cdef void note_retry_after(self, bytes value)
+    cdef int measure(self, ResponseParser answer, Reply reply, double now) except -1
+    cdef int complete(self, Reply reply, bint passed_failure, bint excused, double now) except -1
+    cdef int close(self, Final event, double now) except -1
+    cdef void forget(self)
+    cdef bytes explanation(self)

@@ -1,0 +1,149 @@
+"""One request's tries: which engines, in what order, and what the router is told of them.
+
+The only module that calls Router.route() and Router.observe(): if a measurement is wrong, it is
+wrong here. Each ticket gets exactly one final event, from close(); whoever ends a try or a request
+calls it. Used by Exchange, which moves the bytes.
+"""
+
+from lodestar_fast.core.router import Event
+from lodestar_fast.errors import NoInstanceError
+
+from lodestar_fast.proxy.context cimport Context
+from lodestar_fast.proxy.parse_response cimport ResponseParser
+from lodestar_fast.proxy.reply cimport Reply
+from lodestar_fast.proxy.sse cimport Usage, find_usage, is_aborted
+from lodestar_fast.proxy.wire cimport monotonic
+
+cdef object FIRST_TOKEN = Event.FIRST_TOKEN
+cdef object TOKENS = Event.TOKENS
+cdef object USAGE = Event.USAGE
+cdef tuple FINAL = (Event.DONE, Event.FAILED, Event.ABANDONED, Event.TIMEOUT)
+
+
+cdef class Tries:
+    def __cinit__(self, Context context):
+        self.context = context
+        self.ticket = 0
+
+    cdef void begin(self, routing, tuple avoid):
+        """For a new request. avoid: slots that do not serve its model."""
+        self.routing = routing
+        self._avoid = avoid
+        self._tried = None
+        self._first_token = False
+        self.tokens = 0
+
+    cdef bint route(self) except -1:
+        """Let the router choose. False: it has no ticket left. Raises NoInstanceError."""
+        cdef double start = monotonic()
+        cdef tuple avoid = self._avoid if self._tried is None else self._avoid + tuple(self._tried)
+        decision = self.context.route(
+            self.routing.prompt, start, 0, self.routing.seed, avoid, self.routing.stream
+        )
+        self._decision_seconds = monotonic() - start
+        self.context.counters.decision_seconds.add(self._decision_seconds)
+        if not decision.ticket:
+            return False
+        self._decision = decision
+        self.ticket = decision.ticket
+        self.instance = self.context.instances[decision.slot]
+        return True
+
+    cdef bint another(self, str kind) except -1:
+        """The try at hand failed: count that, and choose another one if there may be one."""
+        self.close(FAILED, monotonic())
+        self.instance.note_failure(kind)
+        if self._tried is None:
+            self._tried = []
+        self._tried.append(self.instance.slot)
+        if len(self._tried) > self.context.limits.max_retries:
+            return False
+        try:
+            if not self.route():
+                return False
+        except NoInstanceError:
+            return False
+        self.context.counters.add_retry(kind)
+        return True
+
+    cdef void note_retry_after(self, bytes value):
+        """Keep the smallest number of seconds that a busy engine named."""
+        if value is not None and value.isdigit() and len(value) < 10:
+            if self.retry_after is None or int(value) < int(self.retry_after):
+                self.retry_after = value
+
+    cdef int measure(self, ResponseParser answer, Reply reply, double now) except -1:
+        """Report the tokens that came by `now`, if the request was to be streamed."""
+        cdef long long events
+        if not self.ticket or not self.routing.stream or answer.status != 200:
+            return 0
+        if reply.event_stream:
+            events = reply.scanner.events
+        else:
+            # A stream in a format of its own: its first byte is all that can be told.
+            events = answer.length < 0
+        if events and not self._first_token:
+            self._first_token = True
+            self.tokens = 1
+            self.context.observe(self.ticket, FIRST_TOKEN, now)
+        if events > self.tokens:
+            self.context.observe(self.ticket, TOKENS, now, events - self.tokens)
+            self.tokens = events
+        return 0
+
+    cdef int complete(self, Reply reply, bint passed_failure, bint excused, double now) except -1:
+        """An answer was relayed to its end. Returns whether the engine did well.
+
+        passed_failure: it is an error that was already counted. excused: a stream's error event was
+        about the request.
+        """
+        cdef Usage usage
+        cdef bytes tail
+        cdef str kind = None
+        if passed_failure:
+            self.close(FAILED, now)
+            return False
+        if reply.status == 200:
+            tail = reply.scanner.tail()
+            usage = find_usage(tail)
+            if usage.prompt_tokens >= 0:
+                self.context.observe(
+                    self.ticket, USAGE, now, usage.prompt_tokens, usage.cached_tokens
+                )
+            if usage.output_tokens >= 0:
+                self.tokens = usage.output_tokens
+            if reply.scanner.errors and not excused:
+                kind = "stream_error"
+            elif is_aborted(tail):
+                kind = "aborted"
+        self.close(DONE if kind is None else FAILED, now)
+        if kind is None:
+            self.instance.note_success()
+        else:
+            self.instance.note_failure(kind)
+        return kind is None
+
+    cdef int close(self, Final event, double now) except -1:
+        """Report the final event of the try at hand, unless it has had one."""
+        ticket = self.ticket
+        if ticket:
+            self.ticket = 0
+            self.context.observe(ticket, FINAL[<int> event], now, self.tokens)
+        return 0
+
+    cdef void forget(self):
+        """The request is over: let go of what it held."""
+        self.routing = self._decision = self.instance = self.retry_after = None
+
+    cdef bytes explanation(self):
+        """The x-lodestar-* lines: why the answer comes from where it does."""
+        cdef double predicted = self._decision.predicted
+        cdef str lines = (
+            f"x-lodestar-instance: {self.instance.id}\r\n"
+            f"x-lodestar-policy: {self.context.policy_name}\r\n"
+            f"x-lodestar-reason: {self._decision.reason.name.lower()}\r\n"
+            f"x-lodestar-decision-us: {self._decision_seconds * 1e6:.1f}\r\n"
+        )
+        if predicted == predicted:  # not NaN
+            lines += f"x-lodestar-predicted-ttft-ms: {predicted * 1e3:.1f}\r\n"
+        return lines.encode()

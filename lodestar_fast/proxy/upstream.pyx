@@ -1,0 +1,233 @@
+"""Connections to one engine: opening, keeping, reading answers, dropping at the least doubt.
+
+A Pool belongs to an Instance and is used by exchanges. A connection carries one request at a time
+and is kept afterwards only if nothing speaks against it: the answer ended where its framing said,
+both sides meant to keep it, no byte followed, the request was sent whole. Everything else closes
+it, so that no client can get another one's answer.
+
+Opening is the only thing here that takes a task. The last used connection is taken first: the
+others age, and leave before the engine closes them under us (vLLM does after 5 s).
+"""
+
+from cpython.bytes cimport PyBytes_GET_SIZE
+
+import logging
+
+from lodestar_fast.proxy.context cimport Context, Reserve
+from lodestar_fast.proxy.parse_response cimport ResponseParser
+from lodestar_fast.proxy.wire cimport monotonic
+
+log = logging.getLogger("lodestar.proxy")
+
+# Bodies up to this are copied behind the head and written with it: one send, and cheaper than two
+# pieces. Longer ones go as two pieces of one writev.
+cdef enum:
+    JOIN = 65536
+
+
+cdef class Receiver:
+    cdef int on_connected(self, Upstream up) except -1:
+        raise NotImplementedError
+
+    cdef int on_answer(self, Upstream up) except -1:
+        raise NotImplementedError
+
+    cdef int on_gone(self, Upstream up, str kind) except -1:
+        raise NotImplementedError
+
+    cdef void on_crash(self, error):
+        pass
+
+
+cdef class Upstream:
+    def __cinit__(self, Pool pool, Receiver owner):
+        self.pool = pool
+        self.owner = owner
+        self.parser = ResponseParser()
+
+    # -- used by the owner --
+
+    cdef int send(self, bytes head, bytes body) except -1:
+        """Send a request; its answer comes by on_answer()."""
+        if self.reused:
+            self.parser.reset()
+        self.sent_at = monotonic()
+        if PyBytes_GET_SIZE(body) <= JOIN:
+            self.transport.write(head + body)
+        else:
+            self.transport.writelines((head, body))
+        return 0
+
+    cdef void release(self):
+        """The answer is complete: keep the connection if it can carry another request."""
+        cdef ResponseParser parser = self.parser
+        self.owner = None
+        if self.dead:
+            return
+        if parser.extra:
+            self.pool.context.counters.extra_bytes += 1
+        if (
+            parser.extra or not parser.keep_alive or self.pool._closed
+            or self.transport.get_write_buffer_size() or self.transport.is_closing()
+        ):
+            self.abort()
+            return
+        self.transport.resume_reading()
+        self.reused = True
+        self.idle_since = monotonic()
+        self.pool._idle.append(self)
+
+    cdef void abort(self):
+        """Drop the connection now, opened or not: the engine sees it and ends the request."""
+        self.owner = None
+        if self.dead:
+            return
+        self._forget()
+        if self.transport is not None:
+            self.transport.abort()
+        else:
+            self.task.cancel()
+
+    cdef void pause(self, bint pause):
+        """Stop or go on reading: the client's flow control, passed on."""
+        if self.dead or self.transport is None:
+            return
+        if pause:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    # -- opening --
+
+    async def _open(self):
+        """Connect. Failing is told to the owner; success is, by connection_made()."""
+        instance = self.pool.instance
+        try:
+            await self.pool.context.loop.create_connection(
+                lambda: self, instance.host, instance.port
+            )
+        except Exception as e:  # OSError mostly; a host that cannot be encoded is UnicodeError
+            log.debug("cannot connect to instance %s: %s", instance.id, e)
+            self._lost("connect")
+
+    # -- called by the loop --
+
+    def connection_made(self, transport):
+        self.transport = transport
+        if self.dead:  # given up in the same turn of the loop
+            transport.abort()
+            return
+        self.pool.context.counters.upstream_opened += 1
+        owner = self.owner
+        try:
+            owner.on_connected(self)
+        except Exception as e:
+            owner.on_crash(e)
+
+    def data_received(self, bytes data):
+        cdef Receiver owner = self.owner
+        if owner is None:
+            # Nobody asked: an answer to nothing, which would be the next client's.
+            if not self.dead:
+                self.pool.context.counters.extra_bytes += 1
+                self.abort()
+            return
+        try:
+            self.parser.feed(data)
+            if self.parser.broken is not None:
+                log.info("instance %s: %s", self.pool.instance.id, self.parser.broken)
+                self._lost("malformed")
+            elif self.parser.size or self.parser.complete:
+                owner.on_answer(self)
+        except Exception as e:
+            owner.on_crash(e)
+
+    def eof_received(self):
+        self._lost("eof")
+        return False
+
+    def connection_lost(self, exc):
+        self._lost("eof" if exc is None else "reset")
+
+    def pause_writing(self):
+        pass  # a request is one write, and nothing more is read from its client
+
+    def resume_writing(self):
+        pass
+
+    cdef void _lost(self, str kind):
+        """The connection ended, or is given up for what came over it."""
+        cdef Receiver owner = self.owner
+        self.owner = None
+        if self.dead:
+            return
+        self._forget()
+        if self.transport is not None:
+            self.transport.abort()
+        if owner is not None:
+            try:
+                owner.on_gone(self, kind)
+            except Exception as e:
+                owner.on_crash(e)
+
+    cdef void _forget(self):
+        """Take it off the pool's books."""
+        cdef Pool pool = self.pool
+        self.dead = True
+        self.parser.close()
+        pool._open -= 1
+        if self in pool._idle:
+            pool._idle.remove(self)
+
+
+cdef class Pool(Reserve):
+    def __init__(self, Context context, instance):
+        self.context = context
+        self.instance = instance
+        self._idle = []
+        host = f"[{instance.host}]" if ":" in instance.host else instance.host
+        self.host = f"{host}:{instance.port}".encode()
+        context.reserves.add(self)
+
+    cdef Upstream acquire(self, Receiver owner, bint fresh):
+        """A connection for the owner: a kept one, or one that calls on_connected() later.
+
+        fresh: a new one, for kept ones of this engine have just turned out to be closed.
+        """
+        cdef Upstream up
+        while self._idle and not fresh:
+            up = <Upstream> self._idle.pop()
+            if up.transport.is_closing():
+                up._forget()
+                continue
+            up.owner = owner
+            return up
+        up = Upstream(self, owner)
+        self._open += 1
+        up.task = self.context.loop.create_task(up._open())
+        return up
+
+    cdef int shrink(self, double now) except -1:
+        """Close what has been idle for too long; the oldest come first."""
+        cdef double since = now - self.context.limits.engine_keep_alive
+        while self._idle and (<Upstream> self._idle[0]).idle_since <= since:
+            (<Upstream> self._idle[0]).abort()
+        return 0
+
+    @property
+    def idle(self):
+        return len(self._idle)
+
+    @property
+    def open(self):
+        return self._open
+
+    @property
+    def busy(self):
+        return self._open - len(self._idle)
+
+    def close(self):
+        self._closed = True
+        self.context.reserves.discard(self)
+        while self._idle:
+            (<Upstream> self._idle[0]).abort()

@@ -1,0 +1,36 @@
+"""Small things the data path needs everywhere: precise time, a byte buffer, ASCII comparison."""
+
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+
+cdef inline double monotonic() noexcept nogil:
+    """Seconds on the axis of time.monotonic(); 22 ns, against 40 through Python."""
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return t.tv_sec + t.tv_nsec * 1e-9
+
+
+cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil
+cdef bytes frame(list parts, Py_ssize_t size, bytes before, bint chunked, bint last)
+
+
+cdef class Buffer:
+    """Bytes that grow at their end; kept and cleared between messages, so that none is
+    allocated."""
+
+    cdef char* data
+    cdef Py_ssize_t size
+    cdef Py_ssize_t _capacity
+
+    cdef int _grow(self, Py_ssize_t more) except -1
+    cdef bytes take(self)
+    cdef inline int put(self, const char* p, Py_ssize_t n) except -1:
+        if self.size + n > self._capacity:
+            self._grow(n)
+        memcpy(self.data + self.size, p, n)
+        self.size += n
+        return 0
+
+    cdef inline int put_bytes(self, bytes b) except -1:
+        return self.put(<const char*> b, len(b))

@@ -1,0 +1,79 @@
+"""Small things the data path needs everywhere: precise time, a byte buffer, ASCII comparison."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy
+
+
+cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil:
+    """Whether n bytes are `lower`, whatever the case of their letters; lower ends in NUL."""
+    cdef Py_ssize_t i
+    cdef unsigned char c
+    for i in range(n):
+        c = a[i]
+        if 65 <= c <= 90:
+            c |= 32
+        if c != <unsigned char> lower[i] or lower[i] == 0:
+            return False
+    return lower[n] == 0
+
+
+cdef bytes frame(list parts, Py_ssize_t size, bytes before, bint chunked, bint last):
+    """One bytes object for one write: `before` (a head or nothing), then the body in parts.
+
+    size is that of all parts. chunked: as a single chunk, with the closing one if it is the last.
+    """
+    cdef char mark[24]
+    cdef int marked = 0
+    cdef Py_ssize_t total = len(before) + size
+    cdef bytes part, out
+    cdef char* p
+    if not chunked:
+        if not parts:
+            return before
+        if len(parts) == 1 and not before:
+            return <bytes> parts[0]
+    else:
+        if size:
+            marked = snprintf(mark, sizeof(mark), b"%zx\r\n", size)
+            total += marked + 2
+        if last:
+            total += 5
+    out = PyBytes_FromStringAndSize(NULL, total)
+    p = PyBytes_AS_STRING(out)
+    memcpy(p, <const char*> before, len(before))
+    p += len(before)
+    memcpy(p, mark, marked)
+    p += marked
+    for part in parts:
+        memcpy(p, <const char*> part, len(part))
+        p += len(part)
+    if marked:
+        memcpy(p, b"\r\n", 2)
+        p += 2
+    if chunked and last:
+        memcpy(p, b"0\r\n\r\n", 5)
+    return out
+
+
+cdef class Buffer:
+    def __dealloc__(self):
+        PyMem_Free(self.data)
+
+    cdef int _grow(self, Py_ssize_t more) except -1:
+        cdef Py_ssize_t capacity = max(512, self._capacity)
+        cdef char* data
+        while capacity < self.size + more:
+            capacity *= 2
+        data = <char*> PyMem_Realloc(self.data, capacity)
+        if data is NULL:
+            raise MemoryError()
+        self.data, self._capacity = data, capacity
+        return 0
+
+    cdef bytes take(self):
+        """What it holds, and empty it."""
+        cdef bytes out = PyBytes_FromStringAndSize(self.data, self.size)
+        self.size = 0
+        return out
