@@ -199,9 +199,6 @@ VERBS = {
     "serve": Verb("run the router", "", _add_config_options, _serve),
     "engine": Verb("run simulated engines over HTTP", "lodestar_fast.sim.engine_http"),
     "demo": Verb("see it learn: simulated engines, a real trace, a report", "lodestar_fast.demo"),
-    "calibrate": Verb(
-        "compare the engine model with a real engine's log", "lodestar_fast.sim.calibrate"
-    ),
     "replay": Verb("replay a trace against a server", "lodestar_fast.replay"),
     "calibrate": Verb("try the engine model on a real log", "lodestar_fast.sim.calibrate"),
     "check-config": Verb("print the resolved configuration", "", _add_check_config, _check_config),
