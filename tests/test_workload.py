@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from lodestar_fast.errors import ConfigError
-from lodestar_fast.sim.workload import BYTES_PER_TOKEN, WORDS, Request, prompt_text, read_trace
+from lodestar_fast.sim.workload import (
+    BYTES_PER_TOKEN,
+    WORDS,
+    Request,
+    Trace,
+    prompt_bytes,
+    prompt_text,
+    read_trace,
+)
 
 SLICE = Path(__file__).parent.parent / "lodestar_fast/data/mooncake_conversation.jsonl.gz"
 META = {"meta": {"block_size": 512}}
@@ -214,3 +222,39 @@ def test_tenants_share_their_prefix() -> None:
     assert 240 <= shared(prompt_text(a), prompt_text(b)) < 280
     assert shared(prompt_text(b), prompt_text(c)) < 32
     assert len(prompt_text(a)) == 400
+
+
+# -- for the simulator -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (Request(0, 0.0, 12, 1, 3, (5, 2, 9, 2)), Request(1, 0.0, 11, 1, 3, (5, 2, 7, 2))),
+        (Request(0, 0.0, 9, 1, 0, (), 3, 4), Request(1, 0.0, 9, 1, 0, (), 3, 4)),
+        (Request(0, 0.0, 9, 1), Request(1, 0.0, 9, 1)),
+        (Request(0, 0.0, 4, 1, 1, (1, 4)), Request(1, 0.0, 4, 1, 1, (1, 2, 7, 2))),
+    ],
+)
+def test_bytes_share_what_texts_share(a: Request, b: Request) -> None:
+    """In whole tokens: inside one, two texts may begin alike by chance."""
+    texts = prompt_text(a).encode(), prompt_text(b).encode()
+    fillers = prompt_bytes(a), prompt_bytes(b)
+    assert [len(t) for t in texts] == [len(f) for f in fillers]
+    assert shared(*texts) // 4 == shared(*fillers) // 4
+
+
+def test_an_extended_trace_repeats_itself_with_other_blocks() -> None:
+    requests = tuple(
+        Request(k, 2.0 * k, 8, 1, 4, (0, 1, 5 + k, 1), tenant) for k, tenant in enumerate((7, 7, 8))
+    )
+    trace = Trace("t", requests, 4).extended(7)
+    assert len(trace.requests) == 9
+    assert [r.index for r in trace.requests] == list(range(9))
+    arrivals = [r.arrival for r in trace.requests]
+    assert arrivals == sorted(arrivals) and arrivals[3] > arrivals[2]
+    first, again = ({b for r in trace.requests[i : i + 3] for b in r.runs[::2]} for i in (0, 3))
+    assert not first & again
+    assert [r.runs[1::2] for r in trace.requests[3:6]] == [r.runs[1::2] for r in requests]
+    assert trace.requests[3].tenant == 7
+    assert Trace("t", requests, 4).extended(3).requests == requests

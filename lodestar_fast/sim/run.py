@@ -34,29 +34,33 @@ from lodestar_fast.sim.blocks import hash_prompt
 from lodestar_fast.sim.engine import Engine
 from lodestar_fast.sim.events import Events
 from lodestar_fast.sim.gpus import EngineSpec
-from lodestar_fast.sim.workload import BYTES_PER_TOKEN, Request, prompt_text
+from lodestar_fast.sim.workload import BYTES_PER_TOKEN, Request, prompt_bytes
 
 NAN = float("nan")
 MOST_SLOTS = 1024  # the core's own limit (csrc/lodestar.h)
 
 
 class Job(NamedTuple):
-    """A request with its prompt made: done once, used for every policy."""
+    """A request with its engine blocks found: done once, used for every policy."""
 
     arrival: float  # seconds
-    prompt: bytes
+    request: Request
     hashes: array[int]  # of the prompt's full engine blocks
     prompt_tokens: int
     output_tokens: int
 
+    @property
+    def prompt(self) -> bytes:
+        """Made anew: kept, the prompts of a long trace would be gigabytes."""
+        return prompt_bytes(self.request)
+
 
 def make_jobs(requests: Iterable[Request], block: int = 16) -> list[Job]:
-    """Prompts and their engine blocks (`block` tokens each) for the requests of a trace."""
+    """The requests of a trace with their engine blocks (`block` tokens each)."""
     jobs = []
     for r in requests:
-        prompt = prompt_text(r).encode()
-        hashes = hash_prompt(prompt, block * BYTES_PER_TOKEN)
-        jobs.append(Job(r.arrival, prompt, hashes, r.prompt_tokens, max(1, r.output_tokens)))
+        hashes = hash_prompt(prompt_bytes(r), block * BYTES_PER_TOKEN)
+        jobs.append(Job(r.arrival, r, hashes, r.prompt_tokens, max(1, r.output_tokens)))
     return jobs
 
 

@@ -101,6 +101,31 @@ class Trace:
             )
         return replace(self, requests=tuple(kept), block_tokens=size)
 
+    def extended(self, count: int) -> Trace:
+        """At least `count` requests: the trace again and again, each time with other blocks.
+
+        So a repeat finds nothing of the original in a cache; tenants keep their prefixes.
+        """
+        if count <= len(self.requests) or not self.requests:
+            return self
+        runs = [pair for r in self.requests for pair in _pairs(r.runs)]
+        least = min((start for start, _ in runs), default=0)
+        step = max((start + length for start, length in runs), default=0) - least
+        last = 1 + max(request.index for request in self.requests)
+        period = self.seconds * (1 + 1 / len(self.requests))
+        out = []
+        for k in range(-(-count // len(self.requests))):
+            for r in self.requests:
+                out.append(
+                    replace(
+                        r,
+                        index=r.index + k * last,
+                        arrival=r.arrival + k * period,
+                        runs=tuple(n + k * step * (i % 2 == 0) for i, n in enumerate(r.runs)),
+                    )
+                )
+        return replace(self, requests=tuple(out))
+
     def timed(self, seed: int, rate: float | None = None, seconds: float | None = None) -> Trace:
         """The same requests in the same order with arrivals for one replay, starting at 0.
 
@@ -247,32 +272,61 @@ def _words(key: str, length: int) -> str:
     return " ".join(map(WORDS.__getitem__, draws)).ljust(length)[:length]
 
 
-def _blocks(runs: Iterable[int]) -> Iterator[int]:
+def _pairs(runs: Iterable[int]) -> Iterator[tuple[int, int]]:
     numbers = iter(runs)
-    for start, length in zip(numbers, numbers, strict=True):
+    return zip(numbers, numbers, strict=True)
+
+
+def _blocks(runs: Iterable[int]) -> Iterator[int]:
+    for start, length in _pairs(runs):
         yield from range(start, start + length)
+
+
+KINDS = {"block": 0, "tenant": 1, "request": 2}
+
+
+def _pieces(request: Request) -> Iterator[tuple[str, int, int]]:
+    """A prompt from the first byte on: whose text it is (kind and id), and how many bytes of it.
+
+    What no block covers belongs to this request alone.
+    """
+    left = request.prompt_tokens * BYTES_PER_TOKEN
+    size = request.block_tokens * BYTES_PER_TOKEN
+    for block in _blocks(request.runs):
+        if not left:  # traces exist whose block lists are longer than their prompts
+            break
+        yield "block", block, min(size, left)
+        left -= min(size, left)
+    if request.tenant >= 0 and left and not request.runs:
+        shared = min(left, request.tenant_tokens * BYTES_PER_TOKEN)
+        yield "tenant", request.tenant, shared
+        left -= shared
+    if left:
+        yield "request", request.index, left
 
 
 def prompt_text(request: Request) -> str:
     """The prompt: exactly BYTES_PER_TOKEN ASCII letters and spaces a token.
 
     Two requests of one trace start with the same bytes as far as their blocks agree (or their
-    tenant's prefix goes); what no block covers is text of this request alone.
+    tenant's prefix goes).
     """
-    left = request.prompt_tokens * BYTES_PER_TOKEN
     size = request.block_tokens * BYTES_PER_TOKEN
-    parts = []
-    for block in _blocks(request.runs):
-        if not left:  # traces exist whose block lists are longer than their prompts
-            break
+    return "".join(
         # The whole block is made, as others will want it, and then cut.
-        text = _words(f"block {block}", size)[:left]
-        parts.append(text)
-        left -= len(text)
-    if request.tenant >= 0 and left and not request.runs:
-        shared = min(left, request.tenant_tokens * BYTES_PER_TOKEN)
-        parts.append(_words(f"tenant {request.tenant}", shared))
-        left -= shared
-    if left:
-        parts.append(_words(f"request {request.index}", left))
-    return "".join(parts)
+        _words(f"block {key}", size)[:length]
+        if kind == "block"
+        else _words(f"{kind} {key}", length)
+        for kind, key, length in _pieces(request)
+    )
+
+
+def prompt_bytes(request: Request) -> bytes:
+    """A prompt that shares what prompt_text() shares, as long, and nobody needs to read.
+
+    Each piece is a number of its own over and over: a twentieth of the time, for virtual time.
+    """
+    return b"".join(
+        ((4 * key + KINDS[kind]).to_bytes(8, "little", signed=True) * (length // 8 + 1))[:length]
+        for kind, key, length in _pieces(request)
+    )
