@@ -138,7 +138,6 @@ struct ls_ring {
 
 void ls_ring_init(struct ls_ring *ring, float *memory, uint32_t capacity);
 void ls_ring_push(struct ls_ring *ring, double value);
-void ls_ring_clear(struct ls_ring *ring);
 double ls_ring_mean(const struct ls_ring *ring);                 /* 0 if empty */
 double ls_ring_get(const struct ls_ring *ring, uint32_t newest); /* 0 = the newest; 0.0 if none */
 

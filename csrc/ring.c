@@ -5,11 +5,6 @@ void ls_ring_init(struct ls_ring *ring, float *memory, uint32_t capacity) {
     *ring = (struct ls_ring){.value = memory, .capacity = capacity};
 }
 
-void ls_ring_clear(struct ls_ring *ring) {
-    ring->length = ring->next = 0;
-    ring->sum = 0;
-}
-
 void ls_ring_push(struct ls_ring *ring, double value) {
     float stored = (float)value;
     if (ring->length == ring->capacity)

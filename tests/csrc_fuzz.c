@@ -2,8 +2,8 @@
  *
  *     csrc_fuzz SEED        runs every part once from this seed; silent and 0 if all held
  *
- * Built with address and undefined-behaviour sanitizers and with malloc and its kin wrapped: between
- * freeze() and thaw() an allocation is a failure. tests/test_csrc.py builds and runs it.
+ * Built with address and undefined-behaviour sanitizers and with malloc and its kin wrapped: while
+ * `frozen` an allocation is a failure. tests/test_csrc.py builds and runs it.
  */
 #include "lodestar.h"
 
@@ -13,7 +13,7 @@
 #include <string.h>
 
 static uint64_t seed;
-static int frozen;
+static int frozen, failing; /* failing: so many allocations more, the next one fails */
 
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
@@ -29,6 +29,7 @@ static int frozen;
     void *__wrap_##function parameters;                                                            \
     void *__wrap_##function parameters {                                                           \
         CHECK(!frozen);                                                                            \
+        if (failing && --failing == 0) return NULL;                                                \
         return __real_##function(__VA_ARGS__);                                                     \
     }
 WRAP(malloc, (size_t size), size)
@@ -36,7 +37,6 @@ WRAP(calloc, (size_t count, size_t size), count, size)
 WRAP(realloc, (void *old, size_t size), old, size)
 
 static uint64_t state;
-
 static uint32_t below(uint32_t n) {
     return (uint32_t)(ls_random(&state) * n);
 }
@@ -131,14 +131,11 @@ static void fuzz_index(size_t budget, uint64_t capacity, int ample) {
 
 #define MOST 512
 
-struct shadow {
+static struct shadow {
     int64_t ticket;
     uint32_t slot, tenant, own, prompt, output;
-    int state; /* 0 closed, 1 prefill, 2 decode */
-    int streaming;
-};
-
-static struct shadow shadows[MOST];
+    int state, streaming; /* state: 0 closed, 1 prefill, 2 decode */
+} shadows[MOST];
 static uint32_t shadow_count, tenants[SLOTS];
 
 static void check_instances(const struct ls_router *r) {
@@ -187,8 +184,7 @@ static void route(struct ls_router *r, double now) {
     if (ticket == 0) return;
     uint32_t at = 0; /* a closed shadow's place, or a new one */
     while (at < shadow_count && shadows[at].state != 0) at++;
-    CHECK(at < MOST);
-    if (at == shadow_count) shadow_count++;
+    shadow_count += at == shadow_count; /* at most max_tickets, which is less than MOST */
     shadows[at] = (struct shadow){
         ticket, c->slot, tenants[c->slot], r->prompt_tokens - c->hit_tokens, r->prompt_tokens,
         0,      1,       request.streaming};
@@ -244,6 +240,10 @@ static void fuzz_router(void) {
                                .max_samples = 1 + below(300),
                                .index_bytes = LS_INDEX_MIN_BYTES + below(100000),
                                .seed = seed};
+    for (int k = 1; k <= 14; k++) { /* 14 allocations: each may fail, and nothing leaks */
+        failing = k;
+        CHECK(ls_router_new(&config) == NULL && failing == 0);
+    }
     struct ls_router *r = ls_router_new(&config);
     size_t most = LS_SAMPLE_HEADER + config.max_samples * sizeof(struct ls_sample);
     uint8_t *batch = malloc(most);
@@ -279,8 +279,7 @@ static void fuzz_router(void) {
     }
     check_instances(r);
     CHECK(r->counters.tickets_open == 0 && ls_router_check(r) == 0);
-    for (uint32_t slot = 0; slot < r->slots; slot++)
-        if (r->instances[slot].used) ls_router_remove(r, slot);
+    for (uint32_t slot = 0; slot < r->slots; slot++) ls_router_remove(r, slot);
     struct ls_index_stats stats;
     ls_index_stats(r->index, &stats);
     CHECK(stats.nodes == 0 && stats.holdings == 0);
@@ -370,8 +369,8 @@ static void fuzz_hash(void) {
         for (uint32_t i = 0; i < bytes; i++) text[i] = (uint8_t)below(256);
         uint32_t salt = below(bytes < 40 ? bytes + 1 : 40);
         uint32_t n = ls_hash_blocks(&key, text, salt, text, bytes, block, all, 64);
-        CHECK(n == (bytes / block < 64 ? bytes / block : 64));
         uint32_t m = ls_hash_blocks(&key, text, salt, text, shorter, block, some, 64);
+        CHECK(n == (bytes / block < 64 ? bytes / block : 64));
         CHECK(m <= n && memcmp(all, some, m * sizeof *all) == 0);
         if (n > 0) {
             uint32_t at = below(n * block);

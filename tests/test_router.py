@@ -334,6 +334,15 @@ def test_prompts_are_any_buffer(kind: Any) -> None:
     assert router.route(kind(PROMPT), 1.0, seed=kind(b"s")).hit_blocks == 16
 
 
+def test_buffers_are_let_go() -> None:
+    router, prompt, seed = make_router(instances=1), bytearray(PROMPT), bytearray(b"s")
+    router.route(prompt, 1.0, seed=seed)
+    with pytest.raises(TypeError):
+        router.route(prompt, 1.0, seed="text")  # type: ignore[arg-type]
+    prompt.append(1)  # BufferError if someone still held them
+    seed.append(1)
+
+
 def test_decisions_come_from_route_only() -> None:
     with pytest.raises(TypeError):
         Decision()

@@ -9,7 +9,7 @@ from lodestar_fast.core.enums import Event as Event
 from lodestar_fast.core.enums import Reason as Reason
 from lodestar_fast.core.policies import Policy
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
+_Buffer: TypeAlias = bytes | bytearray | memoryview
 
 @final
 class Decision:
@@ -78,10 +78,10 @@ class Router:
     # -- the driver's three verbs: hot --
     def route(
         self,
-        prompt: Buffer,
+        prompt: _Buffer,
         now: float,
         prompt_tokens: int = 0,
-        seed: Buffer = b"",
+        seed: _Buffer = b"",
         avoid: Iterable[int] = (),
         streaming: bool = True,
     ) -> Decision:
