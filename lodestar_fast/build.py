@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 LEARNED = "lodestar"
 FALLBACK = "lmetric"  # decides while the learned policy may not
+TICKETS = 16384  # requests in flight that are learned from; 3 MB
 
 
 def policy_name(config: RoutingConfig) -> str:
@@ -53,13 +54,22 @@ def make_router(config: Config) -> Router:
             f"fleet.worker_urls (--worker-urls): {len(fleet.worker_urls)} engines, "
             f"but --max-instances is {routing.max_instances}"
         )
-    return Router(
-        make_policy(routing),
-        block_bytes=routing.block_bytes,
-        index_bytes=routing.index_bytes,
-        max_instances=routing.max_instances,
-        seed=routing.seed,
-    )
+    policy = make_policy(routing)
+    try:
+        return Router(
+            policy,
+            block_bytes=routing.block_bytes,
+            index_bytes=routing.index_bytes,
+            max_instances=routing.max_instances,
+            max_tickets=max(TICKETS, config.limits.max_concurrent_requests),
+            seed=routing.seed,
+        )
+    except MemoryError:
+        raise ConfigError(
+            f"routing.index_bytes (--index-bytes): no memory for {routing.index_bytes} bytes"
+        ) from None
+    except ValueError as e:  # its text begins with the argument's name
+        raise ConfigError(f"routing.{e}") from None
 
 
 def learner_starter(config: Config) -> Callable[[], Learner] | None:
