@@ -1,9 +1,9 @@
 """The operator's port: metrics, the engines, the learner's state.
 
 A listener of its own, loopback by default, so that nothing a client of the data port sends can
-reach it. With keys every request must carry one (Authorization: Bearer KEY). Without, only a loopback
-peer is answered, and only if it calls us by a loopback name: a web page whose own name resolves to
-127.0.0.1, or that posts to us from a browser, is refused.
+reach it. With keys every request must carry one (Authorization: Bearer KEY). Without, only a
+loopback peer is answered, and only if it calls us by a loopback name: a web page whose own name
+resolves to 127.0.0.1, or that posts to us from a browser, is refused.
 
 Head, body, time and the number of connections are bounded; answers are JSON, except /metrics.
 """
