@@ -57,9 +57,13 @@ def compare(old: dict[str, float], new: dict[str, float], ratio: float) -> tuple
 
 
 def accept(run: dict[str, Any], path: Path) -> None:
-    """Write what a comparison needs of a run; the rounds themselves are left out."""
+    """Write what a comparison needs of a run; the rounds and the host's name are left out."""
+    machine = run["machine_info"]
     kept = {
-        "machine_info": run["machine_info"],
+        "machine_info": {
+            "cpu": {key: machine["cpu"].get(key) for key in ("brand_raw", "count", "arch")},
+            **{key: machine.get(key) for key in ("system", "libc", "python_version", "commit")},
+        },
         "datetime": run.get("datetime", ""),
         "benchmarks": [
             {

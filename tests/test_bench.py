@@ -1,19 +1,44 @@
-"""bench/compare.py: its verdict is the exit status."""
+"""The benchmarks run, under the names that others read; compare.py's verdict is its exit status."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-PATH = Path(__file__).parent.parent / "bench/compare.py"
-spec = importlib.util.spec_from_file_location("compare", PATH)
+ROOT = Path(__file__).parent.parent
+NAMES = (
+    *("route[lodestar-8-4096]", "route[lmetric-8-4096]", "route[prefix_cache-8-4096]"),
+    *("hash[4096]", "match[8-4096]", "observe"),
+    *("score[linear-16]", "score[mlp-2x32-16]", "score[mlp-3x128-16]"),
+)
+
+spec = importlib.util.spec_from_file_location("compare", ROOT / "bench/compare.py")
 assert spec is not None and spec.loader is not None
 compare: Any = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compare)
+
+
+def test_every_benchmark_runs_under_its_name() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "bench/bench_core.py", "--benchmark-disable", "-v"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in NAMES:
+        assert f"::test_{name} PASSED" in done.stdout, name
+
+
+def test_the_baseline_names_every_benchmark() -> None:
+    baseline = compare.read(ROOT / "bench/baseline.json")["medians"]
+    assert {f"test_{name}" for name in NAMES} <= set(baseline)
 
 
 def run(path: Path, cpu: str = "cpu", **medians: float) -> str:
