@@ -2,12 +2,13 @@
 
     python bench/bench_import_stall.py [--plain] [--runs 3] [--rounds 5]
 
-A heartbeat of 1 ms runs on uvloop in the main thread, while ThreadLearner (own thread, lowered
-priority) imports torch and trains its first rounds on synthetic samples. Printed for each run, a
-process of its own: the longest gap between two beats, how many were over 5 ms, and for how long.
---plain imports torch in a bare thread instead: what there would be without the precautions.
+A heartbeat of 1 ms runs on uvloop in the main thread, while ThreadLearner imports torch in its own
+and trains its first rounds on synthetic samples. Printed for each run, a process of its own: the
+longest gaps between two beats, and how many were over 5 ms. --plain imports torch in a bare thread
+instead: what there would be without the precautions.
 
-On a busy machine a gap may be the scheduler's; run `--idle` (no learner) beside it to know.
+On a busy machine a gap may be the scheduler's; run `--idle` (no learner) beside it to know. About
+20 ms of one gap is torch's own initialisation in C, which holds the GIL whatever we do.
 """
 
 from __future__ import annotations

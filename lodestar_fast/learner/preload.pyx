@@ -1,7 +1,7 @@
 """Loading shared libraries without holding the GIL.
 
-`import torch` spends most of its time in dlopen() of some 400 MB of libraries, with the GIL held: an
-event loop in another thread stands still for 170-220 ms. ctypes does not help, it keeps the GIL too.
+`import torch` spends most of its time in dlopen() of some 400 MB of libraries, with the GIL held:
+an event loop in another thread stands still for 170-220 ms. ctypes does not help, it keeps the GIL.
 Opened here first, the libraries are merely found by the import.
 """
 

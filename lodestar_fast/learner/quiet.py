@@ -1,7 +1,7 @@
 """Importing torch beside a running event loop, without stopping it.
 
-A plain `import torch` in a thread stalls the loop for 170-220 ms, the first optimiser for 136 ms
-more (it imports as much again). What the stalls are made of, and the remedy for each:
+A plain `import torch` in a thread stalls the loop for 170-220 ms. What the stalls are made of, and
+the remedy for each:
 
     dlopen with the GIL held              -> preload() the libraries with the GIL released
     full garbage collections, 30-50 ms    -> collector off meanwhile; freeze() what came, then on

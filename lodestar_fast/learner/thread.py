@@ -1,10 +1,10 @@
 """The learner's two drivers: a background thread for the proxy, and inline for the simulator.
 
-ThreadLearner shares nothing with the event loop but two bounded queues of bytes. Its thread lowers
-its own priority, imports numpy and torch itself, and pauses between steps: one thread of Python in
-a hurry would make every request wait for the GIL's switch interval, twice. Whatever happens in the
-thread (an exception, a hang, its death), submit() and poll() go on as before and never wait, and
-the router keeps the weights it has.
+ThreadLearner shares nothing with the event loop but two bounded queues of bytes. Its thread imports
+numpy and torch itself, then lowers its own priority, and pauses between steps: one thread of Python
+in a hurry would make every request wait for the GIL's switch interval, twice. Whatever happens in
+the thread (an exception, a hang, its death), submit() and poll() go on as before and never wait,
+and the router keeps the weights it has.
 
 No locks: deque.append and popleft are atomic, each side only ever does one of them, and a thread at
 low priority that is preempted inside a lock would hold up the event loop.
@@ -54,13 +54,7 @@ def _network(config: LearnerConfig) -> Correction | None:
 
     # One thread of its own is what the learner is given: the cores belong to the proxy.
     torch.set_num_threads(1)
-    network = Correction(features.WIDTH, seed=config.learner_seed)
-    # The first step of an optimiser imports as much as torch itself; here it disturbs nobody.
-    import numpy as np
-
-    network.step(np.zeros((2, features.WIDTH), np.float32), np.zeros(2, np.float32))
-    network.reset()
-    return network
+    return Correction(features.WIDTH, seed=config.learner_seed)
 
 
 def _describe(trainer: Trainer | None) -> dict[str, Any]:
@@ -213,7 +207,6 @@ class ThreadLearner:
 
     def _run(self) -> None:
         """Work; after an exception begin anew from the last good round, ever more patiently."""
-        self._lower_priority()
         delay = self._backoff
         while not self._stop.is_set():
             started = time.monotonic()
@@ -230,6 +223,12 @@ class ThreadLearner:
                 self._restarts += 1
 
     def _lower_priority(self) -> None:
+        """Stand back for the event loop; only once all is imported.
+
+        An import holds the GIL for 20 ms at a time. If other processes want the cores, a thread at
+        niceness 15 gets none for so long that the event loop waited 2.4 s for the GIL; at normal
+        priority 0.1 s. Training holds it for microseconds; there a low priority does no harm.
+        """
         # On Linux a priority belongs to a thread. Lowering needs no right; elsewhere it may fail.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._config.niceness)
@@ -238,6 +237,7 @@ class ThreadLearner:
         """Import, take up the last state, then a round every round_seconds until closed."""
         self._state = "importing"
         trainer = self._begin()
+        self._lower_priority()
         self._trainer = trainer
         self._state = "training" if trainer.blob else "gathering"
         while not self._stop.wait(self._config.round_seconds):
