@@ -248,8 +248,7 @@ def test_lodestar_lets_the_heuristic_stand_inside_the_margin() -> None:
 def test_lodestar_agreeing_with_the_heuristic_is_learned() -> None:
     router = make_router(weighted(queue_seconds=1.0, own_seconds=1.0), instances=2)
     router.route(PROMPT, 0.0, avoid=[1])
-    decision = router.route(PROMPT + PROMPT, 0.0)
-    assert decision.reason == Reason.LEARNED
+    assert router.route(PROMPT + PROMPT, 0.0).reason == Reason.LEARNED
 
 
 def test_lodestar_says_when_the_row_is_outside_the_range() -> None:
@@ -341,6 +340,19 @@ def test_a_bad_policy_is_overruled(act: Callable[[Candidates], object], text: st
     assert set(Counter(d.slot for d in decisions).values()) == {3}  # fewest requests in flight
     assert router.stats()["policy_error"].startswith(text)
     router._check()
+
+
+def test_a_policy_whose_version_makes_no_sense_is_a_bad_one() -> None:
+    class Negative(Bad):
+        version = -1
+
+    def predict(c: Candidates) -> int:
+        c.reason, c.predicted = Reason.LEARNED, 0.5
+        return 0
+
+    router = make_router(Negative(predict), instances=2)
+    assert router.route(b"", 0.0).reason == Reason.ERROR
+    assert router.stats()["policy_error"].startswith("OverflowError")
 
 
 def test_an_abstract_policy_is_a_bad_one() -> None:

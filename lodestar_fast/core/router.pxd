@@ -17,6 +17,7 @@ cdef class Router:
     cdef Policy _policy
     cdef Candidates candidates              # one object, lent to each pick()
     cdef bint deciding                      # inside pick(): nothing may change
+    cdef uint32_t version                   # of the weights behind the prediction just made
     cdef list names                         # by slot, None where free
     cdef str policy_error                   # the last exception of a policy, "" if none
 

@@ -214,19 +214,16 @@ cdef class Router:
         d.prompt_tokens = self.r.prompt_tokens
         d.predicted = c.predicted
         d.reason_code = c.reason_code
-        cdef uint32_t version = self._policy.version if d.predicted == d.predicted else 0
         d.ticket = ls_router_commit(
-            self.r, <uint32_t>i, <ls_reason>c.reason_code, <float>d.predicted, version)
+            self.r, <uint32_t>i, <ls_reason>c.reason_code, <float>d.predicted, self.version)
         return d
 
     cdef Py_ssize_t ask(self) except -1:
         """The policy's choice, with its reason and prediction left in self.candidates."""
         cdef Candidates c = self.candidates
         cdef Py_ssize_t i
-        c.r = self.r
-        c.n = self.r.n
-        c.reason_code = -1
-        c.predicted = NAN
+        c.r, c.n = self.r, self.r.n
+        c.reason_code, c.predicted, self.version = -1, NAN, 0
         self.deciding = True
         try:
             i = self._policy.pick(c)
@@ -234,6 +231,10 @@ cdef class Router:
                 raise IndexError(f"{self._policy.name} picked {i} of {c.n}")
             if c.reason_code < 0:
                 raise ValueError(f"{self._policy.name} gave no reason")
+            if isfinite(c.predicted):
+                self.version = self._policy.version
+            else:
+                c.predicted = NAN
         except Exception as e:
             self.policy_error = f"{type(e).__name__}: {e}"
             i = c.least_inflight()
@@ -243,8 +244,6 @@ cdef class Router:
             self.deciding = False
             c.r = NULL
             c.n = 0
-        if not isfinite(c.predicted):
-            c.predicted = NAN
         return i
 
     cpdef observe(
