@@ -199,6 +199,9 @@ VERBS = {
     "serve": Verb("run the router", "", _add_config_options, _serve),
     "engine": Verb("run simulated engines over HTTP", "lodestar_fast.sim.engine_http"),
     "demo": Verb("see it learn: simulated engines, a real trace, a report", "lodestar_fast.demo"),
+    "simulate": Verb(
+        "what a policy, one more GPU or a fault would do, in virtual time", "lodestar_fast.simulate"
+    ),
     "replay": Verb("replay a trace against a server", "lodestar_fast.replay"),
     "calibrate": Verb("try the engine model on a real log", "lodestar_fast.sim.calibrate"),
     "check-config": Verb("print the resolved configuration", "", _add_check_config, _check_config),

@@ -148,13 +148,18 @@ def run_summary(
     preemptions: int | None = None,
     baseline: Sequence[Record] | None = None,
     in_time: Callable[[Record], bool] | None = None,
+    warm_up: float = 0.0,
+    regret: Sequence[float] = (),
 ) -> dict[str, Any]:
     """One entry of "runs".
 
     rate None: as measured. baseline: the run under least_request. in_time: judges a request, for
-    the share that was served in time.
+    the share that was served in time. warm_up: what arrived in so many first seconds is in no
+    latency, hit ratio or share in time; counts, convergence and the worst window are of the whole
+    run. regret: seconds, of sampled decisions.
     """
-    done = [r for r in records if not r.error]
+    judged = [r for r in records if r.arrival >= warm_up]
+    done = [r for r in judged if not r.error]
     reasons = Counter(r.reason for r in records if r.reason)
     counted = [r for r in done if r.cached_tokens is not None]
     prompt_tokens = sum(r.prompt_tokens for r in counted)
@@ -167,7 +172,7 @@ def run_summary(
         "fleet": fleet,
         "rate": rate if rate is not None else (_round(len(records) / span) if span else None),
         "requests": len(records),
-        "failed": len(records) - len(done),
+        "failed": sum(bool(r.error) for r in records),
         "ttft_ms": distribution_ms(r.ttft for r in done),
         "tpot_ms": distribution_ms(r.tpot for r in done),
         "e2e_ms": distribution_ms(r.e2e for r in done),
@@ -178,7 +183,7 @@ def run_summary(
         ),
         "preemptions": preemptions,
         "slo_attainment": (
-            _round(sum(map(in_time, records)) / len(records)) if in_time and records else None
+            _round(sum(map(in_time, judged)) / len(judged)) if in_time and judged else None
         ),
         "decision_us": (
             {
@@ -194,7 +199,7 @@ def run_summary(
         "fallbacks": {k: n for k, n in sorted(reasons.items()) if k not in NO_FALLBACK},
         "convergence_s": convergence(records),
         "worst_window_ratio": worst_window_ratio(records, baseline) if baseline else None,
-        "regret_ms": {"mean": None, "p99": None},
+        "regret_ms": {key: distribution_ms(regret)[key] for key in ("mean", "p99")},
     }
 
 

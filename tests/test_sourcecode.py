@@ -37,6 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"config", "errors", "summary", "sim", "plots"},
     "loadgen": {"sim", "errors", "clock", "summary"},
     "replay": {"sim", "config", "errors", "clock", "summary", "terminal", "loadgen"},
+    "simulate": {"sim", "core", "learner", "config", "errors", "clock"}
+    | {"summary", "slo", "terminal"},
     "demo": {"sim", "errors", "clock", "summary", "slo", "terminal", "loadgen", "replay", "report"},
 }
 FREE = {"cli", "__init__", "__main__"}

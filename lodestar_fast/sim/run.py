@@ -94,6 +94,11 @@ def fits(spec: EngineSpec, job: Job) -> bool:
     return job.prompt_tokens + job.output_tokens - 1 <= room
 
 
+def most_engines(engines: int) -> int:
+    """How many a fleet of that size may grow to."""
+    return min(MOST_SLOTS, max(64, 2 * engines))
+
+
 class Simulation:
     """One run. Make it, call run() once.
 
@@ -122,7 +127,9 @@ class Simulation:
         probe: Callable[[Simulation, int, Decision], None] | None = None,
     ) -> None:
         self.clock = VirtualClock()
-        slots = max(64, min(MOST_SLOTS, 2 * len(specs)))
+        slots = most_engines(len(specs))
+        self.jobs = jobs
+        self.delay = delay
         self.router = Router(policy, seed=seed, max_instances=slots)
         self.learner = learner
         self.engines: list[Engine] = []
@@ -130,14 +137,14 @@ class Simulation:
         self.arriving: int | None = None  # the job that is being routed
         self.scrape_seconds = scrape_seconds
         self.scrape_loss = 0.0  # share of reports that do not arrive
-        self._jobs = jobs
         self._events = Events(self.clock)
         self._seed, self._jitter = seed, jitter
-        self._delay, self._tick = delay, tick_seconds
+        self._tick = tick_seconds
         self._timer, self._probe = timer, probe
         self._lossy = random.Random(seed)  # which reports are lost
         self._frozen: dict[int, tuple[int, int, float]] = {}  # by slot: what it keeps reporting
         self._down: set[int] = set()  # crashed slots
+        self._draining: set[int] = set()
         self._live: list[set[int]] = []  # by slot: jobs in its engine
         self._lost_preemptions = 0  # of engines that crashed
         self._planned: list[bool] = []  # by slot: the end of its running iteration is
@@ -182,6 +189,7 @@ class Simulation:
 
     def drain(self, slot: int) -> None:
         """No new requests for it; those it has go on."""
+        self._draining.add(slot)
         self.router.set_routable(slot, False)
 
     def up(self, slot: int) -> None:
@@ -189,7 +197,13 @@ class Simulation:
         if slot in self._down:
             self._down.remove(slot)
             self.router.forget_prefixes(slot)
+        self._draining.discard(slot)
         self.router.set_routable(slot, True)
+
+    def routable(self) -> list[int]:
+        """Slots that may be chosen."""
+        out = self._down | self._draining
+        return [slot for slot in range(len(self.engines)) if slot not in out]
 
     def freeze(self, slot: int) -> None:
         """From now on its telemetry is what it is now, whatever it does."""
@@ -211,11 +225,11 @@ class Simulation:
 
     def run(self) -> list[Outcome]:
         """Until the last job is done; outcomes in the order of the jobs."""
-        self._open = len(self._jobs)
+        self._open = len(self.jobs)
         self._tickets = [0] * self._open
         self._seen = [0] * self._open
-        if self._jobs:
-            self._events.at(self._jobs[0].arrival, self._arrive, 0)
+        if self.jobs:
+            self._events.at(self.jobs[0].arrival, self._arrive, 0)
         self._events.at(self.scrape_seconds, self._report)
         if self.learner is not None:
             self._events.at(self._tick, self._learn)
@@ -224,9 +238,9 @@ class Simulation:
         return self.outcomes
 
     def _arrive(self, index: int) -> None:
-        now, job = self.clock.now(), self._jobs[index]
-        if index + 1 < len(self._jobs):
-            self._events.at(self._jobs[index + 1].arrival, self._arrive, index + 1)
+        now, job = self.clock.now(), self.jobs[index]
+        if index + 1 < len(self.jobs):
+            self._events.at(self.jobs[index + 1].arrival, self._arrive, index + 1)
         self.arriving = index
         timer = self._timer
         began = timer() if timer else NAN
@@ -265,7 +279,7 @@ class Simulation:
 
     def _fail_later(self, index: int, error: str) -> None:
         """The router learns after the delay that a request failed."""
-        self._events.at(self.clock.now() + self._delay, self._fail, index, error)
+        self._events.at(self.clock.now() + self.delay, self._fail, index, error)
 
     def _fail(self, index: int, error: str) -> None:
         self.outcomes[index].error = error
@@ -290,7 +304,7 @@ class Simulation:
                 self.outcomes[rid].cached_tokens = engine.cached_tokens(rid)
                 self._live[slot].discard(rid)
         if made:
-            self._events.at(now + self._delay, self._deliver, made)
+            self._events.at(now + self.delay, self._deliver, made)
         self._plan(slot)
 
     def _deliver(self, made: list[tuple[int, int, bool]]) -> None:

@@ -126,6 +126,17 @@ class Trace:
                 )
         return replace(self, requests=tuple(out))
 
+    def slowed(self, factor: float, seconds: float | None = None) -> Trace:
+        """All arrivals times factor (0.5: twice the load); those after seconds are cut off."""
+        return replace(
+            self,
+            requests=tuple(
+                replace(request, arrival=request.arrival * factor)
+                for request in self.requests
+                if seconds is None or request.arrival * factor < seconds
+            ),
+        )
+
     def timed(self, seed: int, rate: float | None = None, seconds: float | None = None) -> Trace:
         """The same requests in the same order with arrivals for one replay, starting at 0.
 

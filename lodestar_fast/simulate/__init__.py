@@ -1,0 +1,317 @@
+"""`lodestar simulate`: what a policy, one more GPU or a fault would do to a trace's latencies.
+
+The real router and learner against simulated engines in virtual time, hours in seconds: options to
+a Plan, its runs (policy x seed) over processes, their numbers to a table and the JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+from lodestar_fast.core.policies import POLICIES
+from lodestar_fast.errors import ConfigError
+from lodestar_fast.sim.faults import read_events
+from lodestar_fast.sim.gpus import COEFFICIENTS, GPUS, EngineSpec
+from lodestar_fast.simulate.plan import LEARNED, ORACLE, TRACE, Measured, Plan, fleet, workload
+from lodestar_fast.simulate.saturation import saturation
+from lodestar_fast.simulate.show import Progress, result_table
+from lodestar_fast.simulate.workers import measure
+from lodestar_fast.slo import in_time
+from lodestar_fast.summary import document, run_summary, write_json
+
+BASELINE = "least_request"  # of worst_window_ratio
+DEFAULT = f"{BASELINE},prefix_cache,lmetric,{LEARNED}"
+# Without --trace: the packaged one as the paper that it is known from sizes it for small GPUs.
+PACKAGED = {"block_tokens": 50, "max_input": 10_000, "output_scale": 0.5}
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 1")
+    return value
+
+
+def not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0")
+    return value
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "The first 10 % of a run is warm-up: latencies, hit ratio and the share in time leave out "
+        "what arrived in it. The same arguments give the same output, byte for byte, but for "
+        "decision_us, which is measured."
+    )
+    add = parser.add_argument
+    add(
+        "--fleet",
+        default="8xa30",
+        metavar="SPEC",
+        help=f"engines, COUNTxGPU+... of {', '.join(GPUS)} [8xa30]",
+    )
+    add(
+        "--policy",
+        default=DEFAULT,
+        metavar="A,B",
+        help=f"policies to compare; `all` of them, and `{ORACLE}`, which sees what no router can: "
+        f"the clairvoyant greedy [{DEFAULT}]",
+    )
+    add("--learner", default="mlp", choices=("linear", "mlp"), help=f"model of {LEARNED} [mlp]")
+    add("--seed", type=count, default=1, metavar="K", help="seed of arrivals and policies [1]")
+    add(
+        "--seeds",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="N seeds from K on, the same for every policy [1]",
+    )
+    group = parser.add_argument_group("workload")
+    add = group.add_argument
+    add(
+        "--trace",
+        metavar="F",
+        help="trace file: JSON lines, gzip or plain, in the format of lodestar_fast/data/README.md "
+        "[the packaged one, with --block-tokens 50 --max-input 10000 --output-scale 0.5]",
+    )
+    add(
+        "--rate",
+        type=positive,
+        metavar="R",
+        help="redraw arrivals as Poisson at R requests a second [the trace's own times]; with "
+        "--seconds a trace that is too short is repeated with new prefixes",
+    )
+    add(
+        "--load",
+        type=positive,
+        metavar="X",
+        help="--rate as a share of saturation, which is found first: the highest rate that the "
+        "clairvoyant greedy keeps up with",
+    )
+    add(
+        "--time-scale",
+        type=positive,
+        metavar="X",
+        help="multiply the trace's own times by X: 0.5 doubles the load",
+    )
+    add("--seconds", type=positive, metavar="S", help="no arrivals after S seconds")
+    add("--block-tokens", type=count, metavar="T", help="tokens a prefix block gets")
+    add("--max-input", type=count, metavar="M", help="drop longer prompts, in tokens")
+    add("--output-scale", type=positive, metavar="O", help="factor on output tokens")
+    group = parser.add_argument_group("engines and what the router sees of them")
+    add = group.add_argument
+    add(
+        "--coefficients",
+        metavar="K=V,...",
+        help=f"factors on the cost coefficients {', '.join(COEFFICIENTS)}, as in w=1.25,c=0.8",
+    )
+    add(
+        "--jitter",
+        type=share,
+        default=0.0,
+        metavar="X",
+        help="spread of the durations of iterations, log-normal [0]",
+    )
+    add(
+        "--events",
+        metavar="FILE",
+        help="faults, JSON lines: slow, crash, drain, up, join, scrape_s, scrape_loss, freeze, "
+        'thaw; such as {"t":150,"slot":3,"slow":3.0} or {"t":260,"join":"a30"}',
+    )
+    add(
+        "--scrape-interval",
+        type=positive,
+        default=0.1,
+        metavar="S",
+        help="seconds between reports of the engines' load [0.1]",
+    )
+    add(
+        "--delay",
+        type=not_negative,
+        default=10.0,
+        metavar="MS",
+        help="milliseconds from an engine's token to the router and client seeing it [10]",
+    )
+    group = parser.add_argument_group("output")
+    add = group.add_argument
+    add(
+        "--regret",
+        action="store_true",
+        help="at 5 %% of decisions, what each engine would have done (slow): fills regret_ms",
+    )
+    add("--jobs", type=at_least_one, default=1, metavar="N", help="processes to use [1]")
+    add("--json", metavar="OUT", help="write the results as JSON")
+    add(
+        "--no-wall-time",
+        action="store_true",
+        help="leave decision_us null, so that all output is reproducible",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    policies = _policies(args.policy)
+    plan = _plan(args)
+    # What can be wrong is found here, before any process is started.
+    specs = fleet(plan)
+    if plan.events:
+        read_events(plan.events, specs, plan.factors)
+    seeds = range(args.seed, args.seed + args.seeds)
+    trace = workload(plan, seeds[0])
+    progress = Progress(Console(stderr=True))
+    capacity = None
+    if args.load:
+        with progress.during("finding saturation"):
+            capacity = saturation(plan, seeds[0], progress.note)
+        plan = replace(plan, rate=round(capacity * args.load, 4))
+    if plan.events and (text := _too_late(plan, workload(plan, seeds[0]).seconds)):
+        progress.warn(text)
+    tasks = [(seed, policy) for seed in seeds for policy in policies]
+    runs: list[dict[str, Any]] = []
+    done: list[Measured] = []
+    with progress.runs(len(tasks)):
+        for measured in measure(plan, tasks, args.jobs, not args.no_wall_time, progress):
+            done.append(measured)
+            if len(done) == len(policies):  # of one seed: then its records can go
+                runs += list(_summaries(plan, trace.name, done, specs))
+                done = []
+    out = Console()
+    if not out.is_terminal:
+        out = Console(width=120)
+    if capacity is not None:
+        out.print(
+            f"saturation: {capacity:.3g} req/s for the clairvoyant greedy; "
+            f"load {args.load:g} is {plan.rate:.4g} req/s",
+            highlight=False,
+            soft_wrap=True,
+        )
+    out.print(result_table(runs, policies, _title(plan, trace.name, runs)))
+    if args.json:
+        more = {} if capacity is None else {"saturation_rate": round(capacity, 4)}
+        write_json(args.json, document("simulate", runs, **more))
+    return 0
+
+
+def _policies(text: str) -> list[str]:
+    names: list[str] = []
+    for name in text.replace(",", " ").split():
+        if name != "all" and name != ORACLE and name not in POLICIES:
+            raise ConfigError(
+                f"--policy: no policy `{name}`; there are: "
+                + ", ".join([*sorted(POLICIES), ORACLE, "all"])
+            )
+        names += sorted(POLICIES) if name == "all" else [name]
+    if not names:
+        raise ConfigError("--policy: names no policy")
+    return list(dict.fromkeys(names))
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    given = [name for name in ("rate", "load", "time_scale") if getattr(args, name) is not None]
+    if len(given) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
+        raise ConfigError(f"{second}: not together with {first}")
+    sizes: dict[str, Any] = {} if args.trace else dict(PACKAGED)
+    for name in PACKAGED:
+        if (value := getattr(args, name)) is not None:
+            sizes[name] = value
+    return Plan(
+        fleet=args.fleet,
+        trace=args.trace or TRACE,
+        rate=args.rate,
+        time_scale=args.time_scale or 1.0,
+        seconds=args.seconds,
+        coefficients=_coefficients(args.coefficients),
+        events=args.events,
+        scrape_interval=args.scrape_interval,
+        delay=args.delay / 1e3,
+        jitter=args.jitter,
+        learner=args.learner,
+        regret=args.regret,
+        **sizes,
+    )
+
+
+def _coefficients(text: str | None) -> tuple[tuple[str, float], ...]:
+    factors: dict[str, float] = {}
+    for part in (text or "").replace(",", " ").split():
+        name, _, value = part.partition("=")
+        if name not in COEFFICIENTS:
+            raise ConfigError(
+                f"--coefficients: no coefficient `{name}`; there are {', '.join(COEFFICIENTS)}"
+            )
+        try:
+            factors[name] = positive(value)
+        except (ValueError, argparse.ArgumentTypeError):
+            raise ConfigError(
+                f"--coefficients: {name}: `{value}` is not a positive number"
+            ) from None
+    return tuple(factors.items())
+
+
+def _too_late(plan: Plan, end: float) -> str:
+    """What to say of events that come when all requests have arrived; empty if none do."""
+    assert plan.events is not None
+    late = [time for time, _ in read_events(plan.events, fleet(plan), plan.factors) if time > end]
+    if not late:
+        return ""
+    return f"{plan.events}: t = {late[0]:g} is after the last arrival, at {end:.0f} s"
+
+
+def _summaries(
+    plan: Plan, trace: str, runs: Sequence[Measured], specs: Sequence[EngineSpec]
+) -> Iterator[dict[str, Any]]:
+    """The entries of one seed."""
+    baseline = next((run.records for run in runs if run.policy == BASELINE), None)
+    for run in runs:
+        yield run_summary(
+            run.records,
+            policy=run.policy,
+            seed=run.seed,
+            trace=trace,
+            fleet=plan.fleet,
+            rate=plan.rate,
+            preemptions=run.preemptions,
+            baseline=baseline,
+            in_time=in_time(specs),
+            warm_up=run.warm_up,
+            regret=run.regret,
+        ) | {"warm_up_s": round(run.warm_up, 4)}
+
+
+def _title(plan: Plan, trace: str, runs: Sequence[dict[str, Any]]) -> str:
+    seeds = len({run["seed"] for run in runs})
+    requests = runs[0]["requests"]
+    return (
+        f"{plan.fleet}, {trace} at {runs[0]['rate']:.4g} req/s, {requests:,} requests"
+        + (f", means over {seeds} seeds" if seeds > 1 else f", seed {runs[0]['seed']}")
+        + (f", with {plan.events}" if plan.events else "")
+    )

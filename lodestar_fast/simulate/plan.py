@@ -1,0 +1,185 @@
+"""What one run of a simulation is made of, and how to make it, in this process or another.
+
+A Plan is everything but the policy and the seed: small, immutable, the same in every worker. From
+the three a run follows entirely, whoever makes it and whenever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+
+from lodestar_fast.config import LearnerConfig
+from lodestar_fast.core.enums import Reason
+from lodestar_fast.core.policies import POLICIES
+from lodestar_fast.errors import ConfigError, InvariantError
+from lodestar_fast.learner import Learner
+from lodestar_fast.sim.faults import Call, read_events
+from lodestar_fast.sim.gpus import EngineSpec, parse_fleet
+from lodestar_fast.sim.oracle import Oracle, Regret
+from lodestar_fast.sim.run import MOST_SLOTS, Job, Outcome, Simulation, make_jobs
+from lodestar_fast.sim.workload import Trace, read_trace
+from lodestar_fast.summary import Record
+
+TRACE = str(files("lodestar_fast") / "data" / "mooncake_conversation.jsonl.gz")
+ORACLE = Oracle.name
+LEARNED = "lodestar"
+WARM_UP = 0.1  # of a run: what arrives in it is in no latency
+STEPS = 50  # of progress in a run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Units: seconds, requests a second, tokens."""
+
+    fleet: str
+    trace: str = TRACE
+    rate: float | None = None
+    time_scale: float = 1.0
+    seconds: float | None = None
+    block_tokens: int = 0
+    max_input: int = 0
+    output_scale: float = 1.0
+    coefficients: tuple[tuple[str, float], ...] = ()
+    events: str | None = None
+    scrape_interval: float = 0.1
+    delay: float = 0.01
+    jitter: float = 0.0
+    learner: str = "mlp"
+    regret: bool = False
+
+    @property
+    def factors(self) -> Mapping[str, float]:
+        return dict(self.coefficients)
+
+
+@dataclass
+class Measured:
+    """One run. span: arrival of its last request, seconds."""
+
+    policy: str
+    seed: int
+    records: list[Record]
+    span: float
+    preemptions: int
+    regret: list[float] = field(default_factory=list)  # seconds, of the sampled decisions
+
+    @property
+    def warm_up(self) -> float:
+        """When latencies begin to count."""
+        return WARM_UP * self.span
+
+
+def fleet(plan: Plan) -> list[EngineSpec]:
+    """Raises ConfigError for a fleet that cannot be."""
+    specs = parse_fleet(plan.fleet)
+    if len(specs) > MOST_SLOTS:
+        raise ConfigError(f"--fleet {plan.fleet!r}: more than {MOST_SLOTS} engines")
+    return [spec.scaled(**plan.factors) for spec in specs]
+
+
+@lru_cache(maxsize=2)
+def _trace(path: str, block_tokens: int, max_input: int, output_scale: float) -> Trace:
+    trace = read_trace(path).rescaled(block_tokens, max_input, output_scale)
+    if not trace.requests:
+        raise ConfigError(f"--max-input: no request of {path} is left")
+    return trace
+
+
+def workload(plan: Plan, seed: int) -> Trace:
+    """The requests with their arrivals. Raises ConfigError.
+
+    A trace that has too few for the rate and the seconds is repeated, with other prefix blocks.
+    """
+    trace = _trace(plan.trace, plan.block_tokens, plan.max_input, plan.output_scale)
+    if plan.rate is not None:
+        if plan.seconds is not None:
+            trace = trace.extended(int(1.1 * plan.rate * plan.seconds) + 100)
+        return trace.timed(seed, plan.rate, plan.seconds)
+    return trace.timed(seed).slowed(plan.time_scale, plan.seconds)
+
+
+@lru_cache(maxsize=1)  # all policies of one seed are run after another
+def jobs_of(plan: Plan, seed: int) -> list[Job]:
+    return make_jobs(workload(plan, seed).requests)
+
+
+def make_learner(plan: Plan) -> Learner:
+    """Raises ConfigError if torch is needed and missing."""
+    from lodestar_fast.learner.thread import InlineLearner
+
+    try:
+        return InlineLearner(LearnerConfig(model=plan.learner))  # type: ignore[arg-type]
+    except ModuleNotFoundError as e:
+        raise ConfigError(
+            f"--learner {plan.learner}: {e.name} is not installed "
+            "(pip install 'lodestar-fast[learner]'); --learner linear does without torch"
+        ) from None
+
+
+def run_one(
+    plan: Plan,
+    seed: int,
+    policy: str,
+    timer: Callable[[], float] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Measured:
+    """One policy, one seed. timer: measures decisions; progress: told the share that is done."""
+    jobs = jobs_of(plan, seed)
+    specs = fleet(plan)
+    span = jobs[-1].arrival
+    calls: list[Call] = read_events(plan.events, specs, plan.factors) if plan.events else []
+    if progress:
+        calls += [
+            (span * k / STEPS, lambda _, share=k / STEPS: progress(share))  # type: ignore[misc]
+            for k in range(1, STEPS + 1)
+        ]
+    regret = Regret(seed) if plan.regret else None
+    chooser = Oracle() if policy == ORACLE else POLICIES[policy]()
+    learner = make_learner(plan) if policy == LEARNED else None
+    world = Simulation(
+        jobs,
+        specs,
+        chooser,
+        learner,
+        seed=seed,
+        delay=plan.delay,
+        scrape_seconds=plan.scrape_interval,
+        jitter=plan.jitter,
+        calls=calls,
+        timer=timer,
+        probe=regret,
+    )
+    if isinstance(chooser, Oracle):
+        chooser.world = world
+    outcomes = world.run()
+    if error := world.router.stats()["policy_error"]:
+        raise InvariantError(f"policy {policy}: {error}")
+    done = Measured(policy, seed, [_record(o, jobs) for o in outcomes], span, world.preemptions)
+    if regret:
+        done.regret = [cost for time, cost in regret.seconds if time >= done.warm_up]
+    return done
+
+
+def _record(o: Outcome, jobs: list[Job]) -> Record:
+    return Record(
+        jobs[o.index].request.index,
+        o.arrival,
+        o.prompt_tokens,
+        output_tokens=o.output_tokens,
+        cached_tokens=o.cached_tokens,
+        ttft=_known(o.ttft),
+        tpot=_known(o.tpot),
+        e2e=_known(o.e2e),
+        error=o.error,
+        instance=str(o.slot) if o.slot >= 0 else "",
+        reason=Reason(o.reason).name.lower() if o.reason >= 0 else "",
+        predicted=_known(o.predicted),
+        decision=_known(o.decision),
+    )
+
+
+def _known(value: float) -> float | None:
+    return value if value == value else None

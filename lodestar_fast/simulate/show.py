@@ -1,0 +1,133 @@
+"""What `simulate` prints: how far it is, on stderr, and the table of results.
+
+On a terminal a bar; elsewhere a line now and then, and none for what is done within seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from rich import progress
+from rich.console import Console
+from rich.table import Table
+
+from lodestar_fast.clock import MonotonicClock
+from lodestar_fast.terminal import PLAIN_SECONDS, milliseconds
+
+
+class Progress:
+    """Of runs, and within the present one where that is known."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._clock = MonotonicClock()
+        self._told = self._clock.now()
+        self._bar: progress.Progress | None = None
+        self._total = self._done = 0
+        self._name = ""
+
+    @contextlib.contextmanager
+    def during(self, name: str, total: int = 0) -> Iterator[None]:
+        """Show a bar if there is a terminal; total 0: nobody knows how long it takes."""
+        self._name, self._total, self._done = name, total, 0
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = (
+            progress.BarColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.TimeElapsedColumn(),
+        )
+        with progress.Progress(*columns, console=self._console, transient=True) as bar:
+            bar.add_task(name, total=total or None)
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def runs(self, total: int) -> contextlib.AbstractContextManager[None]:
+        return self.during("simulating", total)
+
+    def begin(self, policy: str, seed: int) -> None:
+        self._name = f"{policy}, seed {seed}"
+        self.within(0.0)
+
+    def within(self, share: float) -> None:
+        """The present run is done to that share."""
+        self._show(f"{self._name}: {share:.0%}", share)
+
+    def ended(self) -> None:
+        """One more run is."""
+        self._done += 1
+        self._show(f"{self._done} of {self._total} runs", 0.0)
+
+    def note(self, text: str) -> None:
+        """Something that is known now; on a terminal it takes the place of the last."""
+        self._show(text, 0.0)
+
+    def warn(self, text: str) -> None:
+        """Something that the user should look at."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _show(self, text: str, share: float) -> None:
+        if self._bar is not None:
+            self._bar.update(progress.TaskID(0), completed=self._done + share, description=text)
+        elif self._clock.now() - self._told >= PLAIN_SECONDS:
+            self._told = self._clock.now()
+            done = f"{self._done} of {self._total} runs, " if self._total else ""
+            self._console.print(done + text, highlight=False, soft_wrap=True)
+
+
+def _mean(runs: Sequence[dict[str, Any]], *path: str) -> float | None:
+    """Of one number over the seeds; None if a seed does not have it."""
+    values = []
+    for run in runs:
+        value: Any = run
+        for key in path:
+            value = value[key]
+        if value is None:
+            return None
+        values.append(value)
+    return fmean(values)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def result_table(runs: Sequence[dict[str, Any]], policies: Sequence[str], title: str) -> Table:
+    """A line a policy. With several seeds each number is a mean over them."""
+    by_policy = {name: [run for run in runs if run["policy"] == name] for name in policies}
+    several = len(runs) > len(policies)
+    regret = any(run["regret_ms"]["mean"] is not None for run in runs)
+    failed = any(run["failed"] for run in runs)
+    table = Table(title=title, title_justify="left")
+    head = ["", "TTFT mean", *(["+-"] if several else []), "p50", "p90", "p99", "TPOT", "hit"]
+    head += ["in time", "preempted", "learned"]
+    head += ["regret"] * regret + ["failed"] * failed
+    for name in head:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, its in by_policy.items():
+        cells = [name, milliseconds(_mean(its, "ttft_ms", "mean"))]
+        if several:
+            means = [run["ttft_ms"]["mean"] for run in its]
+            known = None not in means
+            cells.append(milliseconds(stdev(means) / len(means) ** 0.5) if known else "-")
+        cells += [milliseconds(_mean(its, "ttft_ms", p)) for p in ("p50", "p90", "p99")]
+        cells += [milliseconds(_mean(its, "tpot_ms", "mean"))]
+        cells += [_percent(_mean(its, key)) for key in ("hit_ratio", "slo_attainment")]
+        cells.append(f"{_mean(its, 'preemptions') or 0:,.0f}")
+        cells.append(_percent(_mean(its, "learned_share")) if name == "lodestar" else "-")
+        if regret:
+            cells.append(milliseconds(_mean(its, "regret_ms", "mean")))
+        if failed:
+            cells.append(f"{_mean(its, 'failed') or 0:,.0f}")
+        table.add_row(*cells)
+    if several:
+        table.caption = "+-: standard error of the mean TTFT over the seeds"
+        table.caption_justify = "left"
+    return table
