@@ -85,7 +85,7 @@ async def request(
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
         f"{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         + body
     )
     answer = await reader.read()
@@ -94,8 +94,8 @@ async def request(
 
 
 def chat() -> bytes:
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(CHAT)}\r\n\r\n"
-    return head.encode() + CHAT
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return head + b"Content-Length: %d\r\n\r\n" % len(CHAT) + CHAT
 
 
 def run(
