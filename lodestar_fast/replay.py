@@ -73,9 +73,16 @@ def add_workload_arguments(
 
 
 def workload(args: argparse.Namespace) -> Trace:
-    """The requests that the options ask for. Raises ConfigError if they leave none."""
+    """The requests that the options ask for. Raises ConfigError if they leave none.
+
+    A trace too short for --rate and --seconds is repeated, each time with other prefixes.
+    """
     trace = read_trace(args.trace)
     trace = trace.rescaled(args.block_tokens, args.max_input, args.output_scale)
+    if args.rate and args.seconds:
+        # A Poisson process of n arrivals on average has, but once in millions, fewer than this.
+        arrivals = args.rate * args.seconds
+        trace = trace.extended(math.ceil(arrivals + 5 * math.sqrt(arrivals)))
     trace = trace.timed(args.seed, args.rate, args.seconds)
     if not trace.requests:
         raise ConfigError(f"--max-input: no request of {args.trace} is left")

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from lodestar_fast.clock import VirtualClock
 from lodestar_fast.demo.children import ChildError, Children
-from lodestar_fast.demo.live import Board
+from lodestar_fast.demo.live import Board, result_table
+from lodestar_fast.report import Row
 from lodestar_fast.summary import Record
 
 ROOT = Path(__file__).parent.parent
@@ -151,6 +152,17 @@ def test_board_without_lodestar() -> None:
     assert b.phase() == "" and "Lodestar:" not in text_of(b)
 
 
+def test_result_fits_80_columns() -> None:
+    final = {"mean": 12345.6, "p50": 1234.0, "p90": 0.0, "p99": 99999.0}
+    row = Row("least_request", 9999, 1234, 12345.0, final, 123.45, 123.4, 0.123)
+    empty = Row("lodestar", 0, 0, None, dict.fromkeys(final), None, None, None)
+    out = io.StringIO()
+    Console(file=out, width=80).print(result_table([row, empty]))
+    text = out.getvalue()
+    assert re.search(r"least_request +12,346 +1,234 +99,999 +123.45 +12,345", text), text
+    assert re.search(r"lodestar +- +- +-", text), text
+
+
 # -- whole runs
 
 
@@ -195,7 +207,7 @@ def test_short_demo(tmp_path: Path) -> None:
     words = [*DEMO, *SMALL, "--seconds", "8", "--json", str(out), "--report", str(report)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "Final minute, heuristics against Lodestar" in done.stdout
+    assert "TTFT in the final minute, heuristics against Lodestar" in done.stdout
     assert f"report: {report}/index.html" in done.stdout.replace("\n", "")
     content = json.loads(out.read_text())
     assert content["command"] == "demo" and content["final_from_s"] == pytest.approx(4.8)

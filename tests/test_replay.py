@@ -263,6 +263,17 @@ def test_verb_fails_if_nothing_was_answered(
     assert "failed: 2 x 503: no engine alive" in capsys.readouterr().out
 
 
+def test_short_trace_is_repeated(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text(TRACE)
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    words = ["--trace", str(trace), "--url", "http://x", "--rate", "10", "--seconds", "20"]
+    requests = verb.workload(parser.parse_args(words)).requests
+    assert 150 < len(requests) < 250 and 19 < requests[-1].arrival < 20
+    assert len({request.index for request in requests}) == len(requests)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -41,7 +41,7 @@ from lodestar_fast.sim.gpus import EngineSpec, parse_fleet
 from lodestar_fast.sim.workload import Trace
 from lodestar_fast.slo import in_time
 from lodestar_fast.summary import Record, document, run_summary, write_json
-from lodestar_fast.terminal import milliseconds, say, say_trouble
+from lodestar_fast.terminal import say, say_trouble
 
 TRACE = str(files("lodestar_fast") / "data" / "mooncake_conversation.jsonl.gz")
 POLICIES = "least_request,prefix_cache,lmetric,lodestar"
@@ -208,7 +208,7 @@ class Demo:
         )
         rows = comparison(result)
         out = Console()
-        out.print(result_table([_cells(row) for row in rows]))
+        out.print(result_table(rows))
         say(out, verdict(result))
         for policy, records in self._records.items():
             say_trouble(out, records, f"{policy}: ")
@@ -236,16 +236,3 @@ class Demo:
             for policy, records in self._records.items()
         ]
         return document("demo", runs, final_from_s=result.final_from, took_over_s=result.took_over)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    """A row of the terminal's table."""
-    return (
-        row.policy,
-        *(milliseconds(row.final[key]) for key in ("mean", "p50", "p99")),
-        "-" if row.ratio is None else f"{row.ratio:.2f}",
-        milliseconds(row.overall),
-        milliseconds(row.tpot),
-        "-" if row.hit_ratio is None else f"{row.hit_ratio:.1%}",
-        str(row.failed),
-    )

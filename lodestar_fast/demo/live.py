@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lodestar_fast.clock import Clock
-from lodestar_fast.report import OURS
+from lodestar_fast.report import OURS, Row
 from lodestar_fast.summary import Record
 from lodestar_fast.terminal import RECENT_SECONDS, REFRESH_SECONDS, Recent, ms, say
 
@@ -156,13 +156,27 @@ async def show(board: Board, title: str, console: Console) -> None:
             live.update(board.render(title), refresh=True)
 
 
-def result_table(rows: Sequence[tuple[str, ...]]) -> Table:
+def result_table(rows: Sequence[Row]) -> Table:
     """The comparison, for the terminal; 80 columns hold it."""
-    title = "Final minute, heuristics against Lodestar"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    title = "TTFT in the final minute, heuristics against Lodestar (times in ms)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.add_column("policy", no_wrap=True)
-    for name in ("TTFT mean", "p50", "p99", "x Lodestar", "whole run", "TPOT", "hits", "failed"):
+    heads = ("mean", "p50", "p99", "x Lodestar", "whole run", "TPOT", "hits", "failed")
+    for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] == OURS else "")
+        table.add_row(
+            row.policy,
+            *(_number(row.final[key]) for key in ("mean", "p50", "p99")),
+            _number(row.ratio, 2),
+            _number(row.overall),
+            _number(row.tpot, 1),
+            "-" if row.hit_ratio is None else f"{row.hit_ratio:.1%}",
+            f"{row.failed:,}",
+            style="bold" if row.policy == OURS else "",
+        )
     return table
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
