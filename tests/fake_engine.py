@@ -126,8 +126,8 @@ class FakeEngine:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def stop(self) -> None:
-        """Close everything. Raises what an answer raised."""
+    def abort(self) -> None:
+        """Close everything."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -135,6 +135,10 @@ class FakeEngine:
             connection.transport.abort()
         for task in self._tasks:
             task.cancel()
+
+    async def stop(self) -> None:
+        """Close everything. Raises what an answer raised."""
+        self.abort()
         if self._errors:
             raise self._errors[0]
 

@@ -52,29 +52,31 @@ class Instance:
 
 
 class RecordingRouter:
-    """The real router, round robin; notes what it is asked and told. refuse: no ticket is left."""
+    """The real router, round robin; notes what it decided and was told. error: raised instead."""
 
     def __init__(self) -> None:
         self.inner = Router(RoundRobin())
         self.routes: list[dict[str, Any]] = []
         self.events: list[tuple[int, Event, int, int]] = []
         self.error: Exception | None = None
+        self.observing: Callable[..., None] = self.inner.observe
 
     def route(
         self, prompt: Any, now: float, prompt_tokens: int, seed: bytes, avoid: Any, streaming: bool
     ) -> Decision:
         if self.error is not None:
             raise self.error
+        decision = self.inner.route(prompt, now, prompt_tokens, seed, avoid, streaming)
         self.routes.append(
             {"prompt": bytes(prompt), "seed": seed, "avoid": set(avoid), "streaming": streaming}
         )
-        return self.inner.route(prompt, now, prompt_tokens, seed, avoid, streaming)
+        return decision
 
     def observe(
         self, ticket: int, event: Event, now: float, tokens: int = 0, cached: int = -1
     ) -> None:
         self.events.append((ticket, Event(event), tokens, cached))
-        self.inner.observe(ticket, event, now, tokens, cached)
+        self.observing(ticket, event, now, tokens, cached)
 
     def names(self) -> list[str]:
         return [event.name for _, event, _, _ in self.events]
@@ -246,6 +248,19 @@ class Rig:
         while not condition():
             await asyncio.sleep(0)
 
+    async def wreck(self) -> None:
+        """Close what is open after a failed test: uvloop waits for ever for what is not."""
+        self.server.close()
+        self.context.stop()
+        for client in self.clients:
+            client.abort()
+        self.context.abort_all()
+        for engine in self.engines:
+            engine.abort()
+        for instance in self.instances:
+            instance.pool.close()
+        await asyncio.sleep(0.01)
+
     async def stop(self) -> None:
         for client in self.clients:
             client.abort()
@@ -272,9 +287,13 @@ def with_rig(
         async def main() -> None:
             rig = Rig(engines, limits or {}, context)
             await rig.start()
-            async with asyncio.timeout(PATIENCE):
-                await test(rig)
-                await rig.stop()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await test(rig)
+                    await rig.stop()
+            except BaseException:
+                await rig.wreck()
+                raise
 
         def run() -> None:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

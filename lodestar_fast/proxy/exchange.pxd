@@ -52,5 +52,6 @@ cdef class Exchange(Receiver):
     cdef list _extra_lines(self, ResponseParser answer)
     cdef int _truncate(self, str kind) except -1
     cdef int _fail(self, error, Outcome outcome) except -1
+    cdef void _heed_drain(self)
     cdef int _end(self, Outcome outcome) except -1
     cdef int _finish(self, Outcome outcome) except -1

@@ -84,9 +84,7 @@ cdef class Exchange(Receiver):
         self.target = request.target
         self.fields = request.fields
         self.engine_failed = self.excused = False
-        self.reply.begin(request, request.keep_alive and not self.context.draining)
-        if request.status:
-            self.reply.keep_alive = False
+        self.reply.begin(request)
         self.refusal = self.context.refusal(request)
         return 0
 
@@ -131,6 +129,7 @@ cdef class Exchange(Receiver):
         if answer is None:
             return self._fail(failures.not_found(), COMPLETED)
         status, content_type, body = answer
+        self._heed_drain()
         self.reply.own(status, content_type, body, [])
         return self._finish(COMPLETED)
 
@@ -238,8 +237,7 @@ cdef class Exchange(Receiver):
         retry_after = self.tries.retry_after or answer.retry_after
         if retry_after is not None and answer.status in failures.RETRYABLE:
             lines += (b"retry-after: ", retry_after, b"\r\n")
-        if self.context.draining:
-            self.reply.keep_alive = False
+        self._heed_drain()
         if self.context.explain:
             lines.append(self.tries.explanation())
         return lines
@@ -299,8 +297,14 @@ cdef class Exchange(Receiver):
             lines.append(b"allow: POST\r\n" if self.path in ROUTES else b"allow: GET, HEAD\r\n")
         elif error.status == 401:
             lines.append(b"www-authenticate: Bearer\r\n")
+        self._heed_drain()
         self.reply.fail(error, lines)
         return self._finish(outcome)
+
+    cdef void _heed_drain(self):
+        """A head is about to be written: say in it whether the router takes another request."""
+        if self.context.draining:
+            self.reply.keep_alive = False
 
     cdef void client_gone(self):
         """The client left: the engine is told at once, by the end of its connection."""
@@ -332,7 +336,6 @@ cdef class Exchange(Receiver):
         log.error("a request failed inside the router", exc_info=error)
         try:
             self._drop()
-            self.tries.close(ABANDONED, monotonic())
             self.reply.keep_alive = False
             if self.state_ == IDLE:
                 self.client.cut(True)
@@ -341,10 +344,13 @@ cdef class Exchange(Receiver):
                 self.reply.truncate(failures.internal())
             else:
                 self.reply.fail(failures.internal(), [])
+            self.tries.close(ABANDONED, monotonic())
             self._finish(ROUTER_ERROR)
         except Exception:
             log.exception("and so did ending it; the connection is cut")
             self.client.abort()
+            if self.state_ != IDLE:
+                self._end(ROUTER_ERROR)
 
     cdef int _finish(self, Outcome outcome) except -1:
         self._end(outcome)

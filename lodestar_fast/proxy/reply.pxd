@@ -33,12 +33,13 @@ cdef class Reply:
     cdef int status  # as sent; 0: nothing was
     cdef bint chunked
     cdef bint sized  # it has a content-length
+    cdef bint ended  # its last byte was sent
     cdef bint event_stream
     cdef Scanner scanner
     cdef list held  # body parts that do not show yet whether the stream starts with an error
     cdef Py_ssize_t held_bytes
 
-    cdef void begin(self, RequestParser request, bint keep_alive)
+    cdef void begin(self, RequestParser request)
     cdef void again(self)
     cdef Verdict judge(self, ResponseParser answer) except *
     cdef int relay(self, ResponseParser answer, list extra) except -1

@@ -35,14 +35,14 @@ cdef class Reply:
         self.client = client
         self.scanner = Scanner()
 
-    cdef void begin(self, RequestParser request, bint keep_alive):
-        """For a new request, whose head is in."""
-        self.keep_alive = keep_alive
+    cdef void begin(self, RequestParser request):
+        """For a new request, whose head is in or was refused."""
+        self.keep_alive = request.keep_alive and not request.status
         self.request_id = new_id() if request.request_id is None else request.request_id
         self.old = request.old
         self.bodyless = request.method == b"HEAD"
         self.status = 0
-        self.chunked = self.sized = self.event_stream = False
+        self.chunked = self.sized = self.event_stream = self.ended = False
         self.again()
 
     cdef void again(self):
@@ -90,7 +90,8 @@ cdef class Reply:
         if self.held is not None:
             parts, size = self.held + parts, size + self.held_bytes
             self.held = None
-        return self.client.send(frame(parts, size, head, self.chunked, answer.complete))
+        self.ended = answer.complete
+        return self.client.send(frame(parts, size, head, self.chunked, self.ended))
 
     cdef bytes _head(self, ResponseParser answer, Py_ssize_t size, list extra):
         """The head for the client. size: of the body, if the answer is complete."""
@@ -121,6 +122,7 @@ cdef class Reply:
     cdef int own(self, int status, bytes content_type, bytes body, list extra) except -1:
         """Send a whole answer of ours. extra: further lines of its head."""
         self.status = status
+        self.ended = True
         return self.client.send(own_answer(
             status, content_type, body, self.request_id, extra, not self.keep_alive, self.old,
             not self.bodyless,
@@ -133,6 +135,9 @@ cdef class Reply:
     cdef int truncate(self, error) except -1:
         """Break off an answer that was begun. A stream is told why; none gets a proper end."""
         cdef bytes event
+        if self.ended:  # what failed was ours, after the last byte
+            self.client.cut(False)
+            return 0
         if self.event_stream and not self.sized:
             event = error_event(error)
             if not self.scanner.at_line_start():
