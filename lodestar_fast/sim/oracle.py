@@ -25,8 +25,8 @@ INF = float("inf")
 def first_token(engine: Engine, index: int, job: Job, now: float, limit: float = INF) -> float:
     """When the job's first token would come if it went to this engine now; inf if after limit.
 
-    Exact as far as nothing comes after it, which first come, first served makes nearly irrelevant:
-    only a preemption for later decodes could delay it. The engine is not changed.
+    Exact if nothing comes after it; what does is served later, but may make an iteration longer in
+    which this one's last tokens are computed. The engine is not changed.
     """
     busy = engine.next_time()
     if not fits(engine.spec, job) or limit < busy < INF:  # it joins the next iteration at best
