@@ -333,6 +333,7 @@ def test_a_port_in_use_is_named(option: str) -> None:
         (["--host", "192.0.2.1"], "(--host): `192.0.2.1` is no address of this machine"),
         (["--worker-urls", "engine:80"], "(--worker-urls): `engine:80` is not an engine URL"),
         (["--admin-key-file", "/no/such"], "(--admin-key-file): /no/such"),
+        (["--state-dir", "/dev/null/x"], "(--state-dir): /dev/null/x: Not a directory"),
     ],
 )
 def test_other_mistakes_at_the_start(options: list[str], said: str) -> None:
@@ -369,5 +370,6 @@ def test_it_learns_in_the_background_and_leaves_a_checkpoint(tmp_path: Path) -> 
             about = json.loads((await lodestar.get("/admin/model", lodestar.admin))[1])
         assert about["policy"] == "lodestar" and about["learner"]["state"] == "training"
 
-    run(body, *("--state-dir", str(tmp_path), "--min-samples", "8", "--round-seconds", "0.1"))
-    assert list(tmp_path.iterdir())
+    state = tmp_path / "made" / "state"
+    run(body, *("--state-dir", str(state), "--min-samples", "8", "--round-seconds", "0.1"))
+    assert list(state.iterdir())

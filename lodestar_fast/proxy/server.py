@@ -51,8 +51,15 @@ class Proxy:
     """All parts of one running proxy."""
 
     def __init__(self, config: Config, router: Router, clock: Clock) -> None:
-        """Raises ConfigError on a key file or an engine URL."""
+        """Raises ConfigError on a key file, an engine URL or a state folder."""
         serve = config.serve
+        if serve.state_dir:
+            try:
+                os.makedirs(serve.state_dir, mode=0o700, exist_ok=True)
+            except OSError as e:
+                raise ConfigError(
+                    f"serve.state_dir (--state-dir): {serve.state_dir}: {e.strerror}"
+                ) from None
         self.config = config
         self.router = router
         self.clock = clock
@@ -144,7 +151,8 @@ class Proxy:
         self.context.stop()
         if self.learner is not None:
             try:
-                self.learner.submit(self.router.drain())
+                if samples := self.router.drain():
+                    self.learner.submit(samples)
                 await asyncio.to_thread(self.learner.close)
             except Exception as e:
                 self.complain("learner", e)
