@@ -53,6 +53,7 @@ class Call:
         self.connection = connection
         self.head = head
         self.body = body
+        self.sent = 0  # for answers that count
         self.gone = asyncio.Event()  # the peer closed the connection
         line, *fields = head.split(b"\r\n")
         self.method, self.target, self.version = line.split(b" ")
@@ -83,6 +84,14 @@ class _Connection(asyncio.Protocol):
         self.engine = engine
         self.buffer = b""
         self.calls: list[Call] = []
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport

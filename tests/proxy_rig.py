@@ -19,7 +19,7 @@ import uvloop
 
 from lodestar_fast.clock import MonotonicClock
 from lodestar_fast.config import LimitsConfig
-from lodestar_fast.core.policies import RoundRobin
+from lodestar_fast.core.policies import Policy, RoundRobin
 from lodestar_fast.core.router import Decision, Event, Router
 from lodestar_fast.proxy.context import Context
 from lodestar_fast.proxy.downstream import Downstream
@@ -52,10 +52,10 @@ class Instance:
 
 
 class RecordingRouter:
-    """The real router, round robin; notes what it decided and was told. error: raised instead."""
+    """The real router; notes what it decided and was told. error: raised instead."""
 
-    def __init__(self) -> None:
-        self.inner = Router(RoundRobin())
+    def __init__(self, policy: Policy) -> None:
+        self.inner = Router(policy)
         self.routes: list[dict[str, Any]] = []
         self.events: list[tuple[int, Event, int, int]] = []
         self.error: Exception | None = None
@@ -187,8 +187,10 @@ def chat(text: str = "hello", **more: Any) -> dict[str, Any]:
 
 
 class Rig:
-    def __init__(self, engines: int, limits: dict[str, Any], context: dict[str, Any]) -> None:
-        self.router = RecordingRouter()
+    def __init__(
+        self, engines: int, limits: dict[str, Any], policy: Policy, context: dict[str, Any]
+    ) -> None:
+        self.router = RecordingRouter(policy)
         self.context = Context(
             self.router, LimitsConfig(**limits), MonotonicClock(), policy_name="rr", **context
         )
@@ -281,11 +283,14 @@ class Rig:
 
 
 def with_rig(
-    engines: int = 1, limits: dict[str, Any] | None = None, **context: Any
+    engines: int = 1,
+    limits: dict[str, Any] | None = None,
+    policy: Policy | None = None,
+    **context: Any,
 ) -> Callable[[Callable[[Rig], Awaitable[None]]], Callable[[], None]]:
     def decorate(test: Callable[[Rig], Awaitable[None]]) -> Callable[[], None]:
         async def main() -> None:
-            rig = Rig(engines, limits or {}, context)
+            rig = Rig(engines, limits or {}, policy or RoundRobin(), context)
             await rig.start()
             try:
                 async with asyncio.timeout(PATIENCE):

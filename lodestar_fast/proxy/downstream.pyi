@@ -13,6 +13,9 @@ class Downstream:
     @property
     def busy(self) -> bool:
         """A request is being read, runs, or its answer is being sent."""
+    @property
+    def blocked(self) -> bool:
+        """The client does not take what was sent to it; its engine is not read meanwhile."""
     def connection_made(self, transport: BaseTransport) -> None: ...
     def data_received(self, data: bytes) -> None: ...
     def eof_received(self) -> bool: ...

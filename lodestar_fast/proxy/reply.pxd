@@ -10,7 +10,7 @@ cdef class Client(Connection):
     """The downstream side of an exchange: the base of Downstream."""
 
     cdef double deadline  # when the exchange, or the connection, has waited long enough
-    cdef bint blocked  # the client does not take what was sent
+    cdef readonly bint blocked  # the client does not take what was sent
 
     cdef int send(self, bytes data) except -1
     cdef int finished(self) except -1  # the exchange is over; keep_alive says what follows
