@@ -104,13 +104,16 @@ def test_a_good_check_between_two_bad_ones_starts_the_count_anew() -> None:
 
 
 def test_prefixes_are_forgotten_when_the_process_had_gone() -> None:
-    at = Fixture(health_failures=1)
+    at = Fixture(health_failures=2)
     first, second = at.add(2)
-    first.note_check("check_refused")
-    second.note_check("check_timeout")
-    first.note_check("")
-    second.note_check("")
-    assert at.router.forgotten == [first.slot]
+    for _ in range(2):  # whether it was out or not
+        first.note_check("check_refused")
+        second.note_check("check_timeout")
+        first.note_check("")
+        second.note_check("")
+        first.note_check("")
+        first.note_check("check_refused")
+    assert at.router.forgotten == [first.slot] * 2
 
 
 def test_failures_in_a_row_eject_until_a_check_after_the_hold(at: Fixture) -> None:
@@ -177,7 +180,7 @@ def test_holds_grow_to_half_a_minute_and_shrink_after_a_calm_one(at: Fixture) ->
 def test_when_all_are_ejected_all_are_tried(at: Fixture) -> None:
     for instance in at.add(3):
         eject(instance)
-    assert at.routable == [0, 1, 2] and not at.fleet.ready
+    assert at.routable == [0, 1, 2] and at.fleet.ready
 
 
 def test_draining_ends_new_requests_and_adding_again_ends_draining(at: Fixture) -> None:
@@ -188,7 +191,7 @@ def test_draining_ends_new_requests_and_adding_again_ends_draining(at: Fixture) 
     assert at.routable == [0, 1]
 
 
-def test_ready_needs_a_healthy_instance_that_takes_requests(at: Fixture) -> None:
+def test_ready_needs_an_answering_instance_that_takes_requests(at: Fixture) -> None:
     first, second = at.add(2)
     at.fleet.drain(first.id)
     assert at.fleet.ready

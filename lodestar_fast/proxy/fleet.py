@@ -72,19 +72,19 @@ class Instance:
         self.models: tuple[str, ...] = ()  # ids it serves; empty: not known, any is tried
         self.cards: dict[str, msgspec.Raw] = {}  # id -> its entry in the engine's /v1/models
         self.draining = False
-        self.healthy = False
+        self.answers = False  # what the checks say
+        self.healthy = False  # it answers, and is not ejected
         self.routable = False
         self.failures: dict[str, int] = {}  # since the start, by kind
         self.ejections = 0
         self.reports = 0  # load reports read
         self._fleet = fleet
-        self._answers = False  # what the checks say
         self._misses = 0  # checks failed in a row
         self._strikes = 0  # requests failed in a row
         self._ejected = False
         self._until = 0.0  # an ejection holds until then
         self._hold = HOLD_FIRST  # how long the next one holds
-        self._refused = False  # nothing listened there while it was out
+        self._refused = False  # nothing listened there since the last good check
         self._silent_since_start = True
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -113,14 +113,15 @@ class Instance:
             self._note_miss(fault, text)
         else:
             self._note_answer()
-        self._fleet.refresh()
+        if self.judge() != self.healthy:  # seldom; a refresh looks at every instance
+            self._fleet.refresh()
 
     def _note_miss(self, fault: str, text: str) -> None:
         self.failures[fault] = self.failures.get(fault, 0) + 1
         self._misses += 1
         self._refused = self._refused or fault == "check_refused"
-        if self._answers and self._misses >= self._fleet.config.health_failures:
-            self._answers = False
+        if self.answers and self._misses >= self._fleet.config.health_failures:
+            self.answers = False
             log.warning("engine %s %s: out: %s", self.id, self.url, text or fault)
         elif self._silent_since_start:
             self._silent_since_start = False
@@ -130,12 +131,12 @@ class Instance:
         now = self._fleet.now()
         self._misses = 0
         self._silent_since_start = False
-        if not self._answers:
-            self._answers = True
+        if not self.answers:
+            self.answers = True
             log.info("engine %s %s: answers", self.id, self.url)
-            if self._refused:  # its process had gone, and its cache with it
-                self._fleet.router.forget_prefixes(self.slot)
+        if self._refused:  # its process had gone, and its cache with it
             self._refused = False
+            self._fleet.router.forget_prefixes(self.slot)
         if self._ejected and now >= self._until:
             self._ejected = False
             self._strikes = EJECT_AFTER - 1
@@ -145,7 +146,7 @@ class Instance:
 
     def judge(self) -> bool:
         """Whether it is healthy, as the checks and the requests have it."""
-        return self._answers and not self._ejected
+        return self.answers and not self._ejected
 
 
 class Fleet:
@@ -184,8 +185,12 @@ class Fleet:
 
     @property
     def ready(self) -> bool:
-        """At least one instance is healthy and takes requests."""
-        return any(i.healthy and not i.draining for i in self.all)
+        """An instance answers and takes requests.
+
+        Ejections do not count here: requests that make every engine fail must not make a load
+        balancer take the router out as well.
+        """
+        return any(i.answers and not i.draining for i in self.all)
 
     def add(self, url: str) -> Instance:
         """The instance of a URL: a new one, unhealthy until its first check, or the one there is.
@@ -244,7 +249,7 @@ class Fleet:
             healthy = instance.judge()
             changed = changed or healthy != instance.healthy
             instance.healthy = healthy
-        panic = not self.ready
+        panic = not any(i.healthy and not i.draining for i in self.all)
         for instance in self.all:
             routable = not instance.draining and (instance.healthy or panic)
             if routable != instance.routable:
