@@ -122,6 +122,23 @@ def test_restart_goes_on_from_the_last_good_round(make: Callable[..., ThreadLear
     assert export.parse(second).version == export.parse(first).version + 1
 
 
+def test_state_that_makes_it_fail_is_not_taken_up_for_ever(
+    make: Callable[..., ThreadLearner],
+) -> None:
+    def choke(trainer: Trainer) -> None:
+        if trainer.version:
+            raise RuntimeError("injected")
+
+    rounds = Rounds()
+    learner = make(before_round=rounds)
+    assert feed(learner, rounds) is not None
+    for at in range(rounds.count + 1, rounds.count + 1000):
+        rounds.faults[at] = choke
+    rounds.wait(5)
+    assert learner.status()["restarts"] == 3
+    assert learner.status()["state"] == "gathering"
+
+
 def test_backoff_doubles_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 

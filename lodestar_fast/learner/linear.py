@@ -18,6 +18,7 @@ plus the own work, plus the queue. Only the normal equations are kept:
 
 from __future__ import annotations
 
+from operator import mul
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -113,23 +114,24 @@ class LinearModel:
     def solve(self) -> None:
         """Coefficients that minimise the weighted error plus the ridge, inside their limits.
 
-        Coordinate descent on a convex quadratic with box limits; it starts from the last solution,
-        so it converges within a few sweeps.
+        Coordinate descent on a convex quadratic with box limits, from the last solution. In plain
+        floats: for ten terms that is 0.5 ms, and arrays would hold the GIL ten times as long.
         """
-        a, target = self.a, self.b + self.ridge * self.prior
-        diagonal = np.diag(a) + self.ridge
-        theta = np.clip(self.theta, self.low, self.high)
+        curvature = self.a + np.diag(self.ridge)
+        rows, diagonal = curvature.tolist(), np.diag(curvature).tolist()
+        target = (self.b + self.ridge * self.prior).tolist()
+        low, high = self.low.tolist(), self.high.tolist()
+        theta = np.clip(self.theta, self.low, self.high).tolist()
         for _ in range(SWEEPS):
             moved = 0.0
-            for j in range(len(theta)):
-                rest = a[j] @ theta - a[j, j] * theta[j]
-                best = (target[j] - rest) / diagonal[j]
-                best = min(max(best, self.low[j]), self.high[j])
+            for j, row in enumerate(rows):
+                step = (target[j] - sum(map(mul, row, theta))) / diagonal[j]
+                best = min(max(theta[j] + step, low[j]), high[j])
                 moved = max(moved, abs(best - theta[j]))
                 theta[j] = best
             if not moved > 1e-7:
                 break
-        self.theta = theta
+        self.theta = np.array(theta)
 
     def predict(self, x: NDArray[np.float32]) -> Vector:
         """Seconds to the first token for rows (n, W)."""

@@ -38,8 +38,9 @@ PAUSE: Final = 0.002  # seconds between two steps, in which the event loop has t
 BUDGET: Final = 0.5  # of a round's time that its steps may take
 CHECKPOINT_SECONDS: Final = 30.0
 COMPLAINT_SECONDS: Final = 60.0  # between two log lines about a folder that cannot be written
-STALLED_SECONDS: Final = 60.0  # without a sign of life: reported as failed
+STALLED_SECONDS: Final = 60.0  # without a sign of life in or between rounds: reported as failed
 LONGEST_BACKOFF: Final = 60.0
+COLD_AFTER: Final = 3  # failures in a row after which the last good state is not taken up again
 JOIN_SECONDS: Final = 5.0
 
 
@@ -158,6 +159,7 @@ class ThreadLearner:
         self._state = "importing"
         self._last_error = ""
         self._dropped = self._refused = self._restarts = 0
+        self._failures = 0  # in a row
         self._train_seconds = 0.0
         self._alive_at = time.monotonic()
         self._saved_at = time.monotonic()
@@ -181,8 +183,8 @@ class ThreadLearner:
 
     def status(self) -> dict[str, Any]:
         state, error = self._state, self._last_error
-        silent = time.monotonic() - self._alive_at
-        if state not in ("closed", "failed", "importing") and silent > STALLED_SECONDS:
+        silent = time.monotonic() - self._alive_at - self._config.round_seconds
+        if state in ("gathering", "training") and silent > STALLED_SECONDS:
             state, error = "failed", f"no sign of life for {silent:.0f} s"
         return {
             "state": state,
@@ -207,7 +209,6 @@ class ThreadLearner:
 
     def _run(self) -> None:
         """Work; after an exception begin anew from the last good round, ever more patiently."""
-        delay = self._backoff
         while not self._stop.is_set():
             started = time.monotonic()
             try:
@@ -216,11 +217,13 @@ class ThreadLearner:
                 self._state = "failed"
                 self._last_error = f"{type(e).__name__}: {e}"
                 if time.monotonic() - started > LONGEST_BACKOFF:
-                    delay = self._backoff  # it had been going well
+                    self._failures = 0  # it had been going well
+                self._failures += 1
+                delay = min(self._backoff * 2.0 ** min(self._failures - 1, 30), LONGEST_BACKOFF)
                 log.exception("learner failed; next try in %.1f s", delay)
                 self._stop.wait(delay)
-                delay = min(2.0 * delay, LONGEST_BACKOFF)
                 self._restarts += 1
+        self._save()
 
     def _lower_priority(self) -> None:
         """Stand back for the event loop; only once all is imported.
@@ -257,7 +260,6 @@ class ThreadLearner:
                 self._state = "training"
             if time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS:
                 self._save()
-        self._save()
 
     def _begin(self) -> Trainer:
         """A trainer with the last good state, if there is one in memory or on disk."""
@@ -277,6 +279,8 @@ class ThreadLearner:
                 log.warning("%s", self._last_error)
         trainer = Trainer(self._config, network)
         state = self._snapshot or self._load()
+        if self._failures >= COLD_AFTER:
+            state = None  # it may be what the failures come from
         if state is not None:
             try:
                 trainer.restore(state)
