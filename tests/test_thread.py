@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,8 @@ class Rounds:
     """A before_round hook: counts, runs the faults it was given, and lets the test wait."""
 
     def __init__(self, faults: dict[int, Callable[[Trainer], None]] | None = None) -> None:
-        self.faults = {} if faults is None else faults
+        self.faults = faults or {}
+        self.injected: deque[Callable[[Trainer], None]] = deque()  # for the rounds to come
         self.count = 0
         self._changed = threading.Condition()
 
@@ -43,13 +45,17 @@ class Rounds:
             self.count += 1
             count = self.count
             self._changed.notify_all()
-        if fault := self.faults.get(count):
+        fault = self.injected.popleft() if self.injected else self.faults.get(count)
+        if fault:
             fault(trainer)
 
     def wait(self, more: int = 1) -> None:
         """Until that many more rounds have begun."""
+        self.reach(self.count + more)
+
+    def reach(self, goal: int) -> None:
+        """Until round number `goal` has begun, the first being 1."""
         with self._changed:
-            goal = self.count + more
             assert self._changed.wait_for(lambda: self.count >= goal, LIMIT), "learner stands still"
 
 
@@ -67,9 +73,13 @@ def make() -> Iterator[Callable[..., ThreadLearner]]:
 
 
 def feed(learner: ThreadLearner, rounds: Rounds, start: float = 0.0) -> bytes | None:
-    """One batch, and the blob that comes of it; waits until the round after it has begun."""
+    """One batch, and the blob that comes of it.
+
+    The next round may have looked for batches just before, so the second has it, and is over when
+    the third begins.
+    """
     learner.submit(pack(physical(np.random.default_rng(int(start)), 60, start=start)))
-    rounds.wait(2)
+    rounds.wait(3)
     return learner.poll()
 
 
@@ -99,7 +109,7 @@ def test_exception_is_counted_and_the_thread_begins_anew(
 ) -> None:
     rounds = Rounds({3: raises, 4: raises})
     learner = make(before_round=rounds)
-    rounds.wait(5)
+    rounds.reach(5)
     status = learner.status()
     assert status["restarts"] == 2
     assert "injected" in status["last_error"]
@@ -108,13 +118,12 @@ def test_exception_is_counted_and_the_thread_begins_anew(
 
 
 def test_restart_goes_on_from_the_last_good_round(make: Callable[..., ThreadLearner]) -> None:
-    faults: dict[int, Callable[[Trainer], None]] = {}
-    rounds = Rounds(faults)
+    rounds = Rounds()
     learner = make(before_round=rounds)
     first = feed(learner, rounds)
     assert first is not None
-    faults[rounds.count + 2] = raises
-    rounds.wait(4)
+    rounds.injected.append(raises)
+    rounds.wait(3)
     assert learner.status()["restarts"] == 1
     assert learner.poll() == first  # published again: the router may have missed it
     second = feed(learner, rounds, start=5.0)
@@ -132,9 +141,8 @@ def test_state_that_makes_it_fail_is_not_taken_up_for_ever(
     rounds = Rounds()
     learner = make(before_round=rounds)
     assert feed(learner, rounds) is not None
-    for at in range(rounds.count + 1, rounds.count + 1000):
-        rounds.faults[at] = choke
-    rounds.wait(5)
+    rounds.injected.extend([choke] * 3)
+    rounds.wait(6)
     assert learner.status()["restarts"] == 3
     assert learner.status()["state"] == "gathering"
 
@@ -175,7 +183,7 @@ def test_hang_does_not_touch_the_routers_side(
     release = threading.Event()
     rounds = Rounds({2: lambda _: None if release.wait(LIMIT) else None})
     learner = make(before_round=rounds)
-    rounds.wait(2)
+    rounds.reach(2)
     batch = pack(physical(np.random.default_rng(1), 10))
     for _ in range(QUEUED_BATCHES + 5):
         learner.submit(batch)
@@ -198,7 +206,7 @@ def test_close_leaves_a_hanging_thread_behind(
     release = threading.Event()
     rounds = Rounds({1: lambda _: None if release.wait(LIMIT) else None})
     learner = ThreadLearner(CONFIG, before_round=rounds)
-    rounds.wait()
+    rounds.reach(1)
     learner.close()
     assert "left behind" in caplog.text
     release.set()
