@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -138,6 +139,59 @@ class PrefixIndex:
         if not any(node == first for _, node in self.held):
             del self.runs[first]
             self.recent.remove(first)
+
+
+class Speeds:
+    """csrc/speed.c from the list of labels of each instance: (instant, start, tokens), in order."""
+
+    def __init__(self) -> None:
+        self.typical, self.residuals = 0.00012, [0.5] * 5
+        self.labels: dict[int, list[tuple[float, float]]] = {}  # slot: (interval, tokens)
+        self.instants: dict[int, list[float]] = {}
+        self.prior: dict[int, float] = {}
+
+    @staticmethod
+    def decayed(values: Iterable[float], start: float = 0.0) -> float:
+        for value in values:
+            start = math.exp(-1 / 200) * start + value
+        return start
+
+    def ratio(self, slot: int) -> float:
+        labels = self.labels[slot]
+        seconds = self.decayed((i for i, _ in labels), 2000 * self.prior[slot])
+        return seconds / self.decayed((t + 150 for _, t in labels), 2000)
+
+    def note(self, slot: int, at: float, starts: list[tuple[float, float]]) -> None:
+        """The first tokens of one instant: (dispatched, uncached tokens) of each request."""
+        labels, instants = self.labels.setdefault(slot, []), self.instants.setdefault(slot, [])
+        if labels and labels[-1][0] > 0:
+            interval, tokens = labels[-1]
+            off = math.log(interval / (tokens + 150) / self.ratio(slot))
+            self.residuals.append(min(3, max(-3, off)) ** 2)
+        self.prior.setdefault(slot, self.typical)
+        before = instants[-1] if instants else -math.inf
+        interval = max(0.0, *(at - max(before, start) for start, _ in starts))
+        labels.append((interval, sum(tokens for _, tokens in starts)))
+        instants.append(at)
+
+    def shrunk(self, slots: Iterable[int]) -> dict[int, float]:
+        first, later = self.residuals[:5], self.residuals[5:]
+        variance = self.decayed(later, sum(first)) / self.decayed([1] * len(later), 5)
+        logs = {slot: math.log(self.ratio(slot)) for slot in slots if slot in self.labels}
+        if not logs:
+            return dict.fromkeys(slots, self.typical)
+        noise = {slot: variance / self.decayed([1] * len(self.labels[slot])) for slot in logs}
+        mean = sum(logs.values()) / len(logs)
+        self.typical = math.exp(mean)
+        spread = sum((log - mean) ** 2 - noise[slot] for slot, log in logs.items()) / len(logs)
+        spread = max(0.0, spread) + 1e-5
+        trust = {slot: spread / (spread + noise[slot]) for slot in logs}
+        return {
+            slot: math.exp(mean + (logs[slot] - mean) * trust[slot])
+            if slot in logs
+            else self.typical
+            for slot in slots
+        }
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -209,11 +209,20 @@ def test_bytes_per_token_is_learned_from_usage() -> None:
     for _ in range(300):
         ticket = router.route(PROMPT, 1.0).ticket
         router.observe(ticket, Event.USAGE, 1.0, tokens=512, cached=100)
-        router.observe(ticket, Event.USAGE, 1.0, tokens=512, cached=100)  # counts once
         router.observe(ticket, Event.DONE, 1.0)
     assert router.stats()["bytes_per_token"] == pytest.approx(2, rel=0.01)
     assert router.route(PROMPT, 1.0).prompt_tokens == pytest.approx(512, rel=0.01)
     assert router.stats()["delivered_hit_tokens"] == 30_000
+
+
+def test_usage_counts_once_a_request() -> None:
+    router, _ = spied()
+    ticket = router.route(PROMPT, 1.0).ticket
+    for _ in range(2):
+        router.observe(ticket, Event.USAGE, 1.0, tokens=512, cached=100)
+    wanted = (0.99 * 8000 + 1024) / (0.99 * 2000 + 512)
+    assert router.stats()["bytes_per_token"] == pytest.approx(wanted)
+    assert router.stats()["delivered_hit_tokens"] == 100
 
 
 def test_engines_cannot_claim_more_cached_tokens_than_the_prompt_has() -> None:

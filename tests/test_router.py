@@ -243,6 +243,13 @@ def test_samples_and_histograms_carry_the_prediction() -> None:
     assert counts[bounds.index(1.0)] == 1 and len(counts) == len(bounds) + 1
 
 
+def test_a_bucket_includes_its_bound() -> None:
+    router = make_router(instances=1)
+    router.observe(router.route(PROMPT, 1.0).ticket, Event.FIRST_TOKEN, 1.5)
+    bounds, counts, _ = router.instance(0)["ttft"]
+    assert counts[bounds.index(0.5)] == 1
+
+
 # -- refusals --
 
 
