@@ -54,7 +54,6 @@ async def replay(
     timeout: float = 600.0,
     headers: Mapping[str, str] | None = None,
     clock: Clock | None = None,
-    session: aiohttp.ClientSession | None = None,
 ) -> dict[str, list[Record]]:
     """Send every request, at its arrival, to every target; return when all have ended.
 
@@ -65,28 +64,24 @@ async def replay(
     clock = clock or MonotonicClock()
     records: dict[str, list[Record]] = {name: [] for name in targets}
     names = list(targets)
-
-    async with (
-        session or client_session(headers) as client,
-        asyncio.TaskGroup() as tasks,
-    ):
-        start = clock.now()
+    async with client_session(headers) as client, asyncio.TaskGroup() as tasks:
+        calls = _Calls(client, clock, timeout, on_record)
         for number, request in enumerate(requests):
             body = encode_body(request, model)
-            await asyncio.sleep(start + request.arrival - clock.now())
+            await asyncio.sleep(calls.start + request.arrival - clock.now())
             # Each target is first in its turn: being last costs a fraction of a millisecond.
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 record = Record(request.index, request.arrival, request.prompt_tokens)
                 records[name].append(record)
-                call = _call(client, targets[name] + PATH, body, record, clock, start, timeout)
-                tasks.create_task(_finish(call, name, record, on_record))
+                tasks.create_task(calls.call(name, targets[name] + PATH, body, record))
     return records
 
 
 def client_session(headers: Mapping[str, str] | None = None) -> aiohttp.ClientSession:
     """A session without a limit on connections: open loop means that nothing waits here."""
     return aiohttp.ClientSession(
+        # vLLM closes idle connections after 5 s; to send on one as it closes would be a failure.
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
         timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT),
         read_bufsize=READ_BUFFER_BYTES,
@@ -95,35 +90,38 @@ def client_session(headers: Mapping[str, str] | None = None) -> aiohttp.ClientSe
     )
 
 
-async def _finish(call: Any, name: str, record: Record, on_record: OnRecord) -> None:
-    await call
-    on_record(name, record)
+class _Calls:
+    """What all requests of a replay have in common."""
 
+    def __init__(
+        self, client: aiohttp.ClientSession, clock: Clock, timeout: float, on_record: OnRecord
+    ) -> None:
+        self.start = clock.now()
+        self._client = client
+        self._clock = clock
+        self._timeout = timeout
+        self._on_record = on_record
 
-async def _call(
-    client: aiohttp.ClientSession,
-    url: str,
-    body: bytes,
-    record: Record,
-    clock: Clock,
-    start: float,
-    timeout: float,
-) -> None:
-    """One request; fills the record and raises nothing but cancellation."""
-    sent = clock.now()
-    record.late = max(0.0, sent - start - record.arrival)
-    try:
-        async with asyncio.timeout(timeout), client.post(url, data=body) as response:
-            record.status = response.status
-            _read_headers(response.headers, record)
-            if response.status != 200:
-                record.error = _error_text(response.status, await response.read())
-                return
-            await _read_stream(response.content, record, clock, sent)
-    except TimeoutError:
-        record.error = f"no end within {timeout:g} s"
-    except (aiohttp.ClientError, OSError) as e:
-        record.error = f"{type(e).__name__}: {e}".rstrip(": ")
+    async def call(self, name: str, url: str, body: bytes, record: Record) -> None:
+        """One request; fills the record and raises nothing but cancellation."""
+        sent = self._clock.now()
+        record.late = max(0.0, sent - self.start - record.arrival)
+        try:
+            async with (
+                asyncio.timeout(self._timeout),
+                self._client.post(url, data=body) as response,
+            ):
+                record.status = response.status
+                _read_headers(response.headers, record)
+                if response.status == 200:
+                    await _read_stream(response.content, record, self._clock, sent)
+                else:
+                    record.error = _error_text(response.status, await response.read())
+        except TimeoutError:
+            record.error = f"no end within {self._timeout:g} s"
+        except (aiohttp.ClientError, OSError) as e:
+            record.error = f"{type(e).__name__}: {e}".rstrip(": ")
+        self._on_record(name, record)
 
 
 def _read_headers(headers: Mapping[str, str], record: Record) -> None:
@@ -152,7 +150,7 @@ async def _read_stream(
             break
         now = clock.now()
         head += piece
-        if any(_has_token(_decode(event)) for event in _events(head)):
+        if any(_decode(event).tokens for event in _events(head)):
             record.ttft = now - sent
     if not content.is_eof() and content.exception() is None:
         await content.wait_eof()
@@ -162,12 +160,15 @@ async def _read_stream(
     # exception, as it costs as much as all the rest of this function.
     ended = events[-1:] == [b"[DONE]"]
     last = [_decode(event) for event in events[-3:]]
-    usage: dict[str, Any] = next((e["usage"] for e in reversed(last) if e.get("usage")), {})
-    record.error = next((f"error in the stream: {_message(e)}" for e in last if "error" in e), "")
-    tokens = usage.get("completion_tokens") or sum(_has_token(_decode(e)) for e in events)
-    record.prompt_tokens = usage.get("prompt_tokens") or record.prompt_tokens
-    record.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    usage = next((chunk.usage for chunk in reversed(last) if chunk.usage), _Usage())
+    record.error = next(
+        (f"error in the stream: {_message(chunk.error)}" for chunk in last if chunk.error), ""
+    )
+    tokens = usage.completion_tokens or sum(_decode(event).tokens for event in events)
     record.output_tokens = tokens
+    record.prompt_tokens = usage.prompt_tokens or record.prompt_tokens
+    if usage.prompt_tokens_details is not None:
+        record.cached_tokens = usage.prompt_tokens_details.cached_tokens
     if record.ttft is not None and tokens > 1:
         record.tpot = (record.e2e - record.ttft) / (tokens - 1)
     if not record.error and not ended:
@@ -182,35 +183,60 @@ def _events(text: bytes) -> list[bytes]:
     return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
 
-def _decode(event: bytes) -> dict[str, Any]:
-    """A chunk; empty for what is not a JSON object, as the [DONE] at the end."""
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+    @property
+    def tokens(self) -> int:
+        """1 if the chunk carries output; the first one often names only the role."""
+        deltas = [choice.delta for choice in self.choices if choice.delta]
+        texts = ((d.content, d.reasoning, d.reasoning_content, d.tool_calls) for d in deltas)
+        return int(any(map(any, texts)))
+
+
+_CHUNK = msgspec.json.Decoder(_Chunk)
+
+
+def _decode(event: bytes) -> _Chunk:
+    """A chunk; an empty one for what is none, as the [DONE] at the end."""
     try:
-        chunk = msgspec.json.decode(event)
+        return _CHUNK.decode(event)
     except msgspec.DecodeError:
-        return {}
-    return chunk if isinstance(chunk, dict) else {}
+        return _Chunk()
 
 
-def _has_token(chunk: dict[str, Any]) -> bool:
-    """Whether a chunk carries output; the first one often names only the role."""
-    for choice in chunk.get("choices") or ():
-        delta = choice.get("delta") or {}
-        if any(delta.get(k) for k in ("content", "reasoning_content", "reasoning", "tool_calls")):
-            return True
-    return False
-
-
-def _message(content: Any) -> str:
-    """The text of an OpenAI error body, or of one that looks like it."""
-    if isinstance(content, dict):
-        error = content.get("error", content)
-        content = error.get("message", error) if isinstance(error, dict) else error
-    return str(content)[:200]
+def _message(error: Any) -> str:
+    """The text of an OpenAI error, or of what looks like one."""
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:200]
 
 
 def _error_text(status: int, body: bytes) -> str:
     try:
-        text = _message(msgspec.json.decode(body))
+        content = msgspec.json.decode(body)
+        text = _message(content.get("error", content) if isinstance(content, dict) else content)
     except msgspec.DecodeError:
         text = body.decode(errors="replace").strip()[:200]
     return f"{status}: {text}"

@@ -320,11 +320,19 @@ def render(result: Result) -> str:
     )
 
 
+def make_folder(folder: str) -> None:
+    """Make a report's folder. Raises ConfigError naming --report."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--report: cannot make {folder}: {e.strerror}") from None
+
+
 def write_report(folder: str, result: Result) -> Path:
     """Write index.html into a folder, made if need be. Raises ConfigError naming --report."""
+    make_folder(folder)
     path = Path(folder) / "index.html"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(render(result), encoding="utf-8")
     except OSError as e:
         raise ConfigError(f"--report: cannot write {path}: {e.strerror}") from None

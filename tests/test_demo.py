@@ -185,6 +185,7 @@ def test_signal_leaves_no_process(demo: subprocess.Popen[str], number: signal.Si
     pids = children_of(demo.pid)
     assert len(pids) == 4
     demo.send_signal(number)
+    demo.send_signal(number)  # an impatient one changes nothing
     assert demo.wait(timeout=60) == 128 + number
     assert not any(alive(pid) for pid in pids)
 
@@ -228,6 +229,7 @@ def test_short_demo(tmp_path: Path) -> None:
         (["--policies", ","], "--policies"),
         (["--trace", "/none/such"], "/none/such"),
         (["--json", "/none/such/out.json"], "--json: no folder /none/such"),
+        (["--report", "/dev/null/x"], "--report: cannot make /dev/null/x"),
     ],
 )
 def test_bad_options_are_one_line(words: list[str], says: str) -> None:

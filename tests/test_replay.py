@@ -62,6 +62,10 @@ class Server:
             assert request.transport is not None
             request.transport.abort()
             return response
+        if tokens == 98:  # speaks another language
+            await response.write(b'data: {"choices":"none"}\n\ndata: 7\n\n: hm\n\n')
+            await response.write(DONE.encode())
+            return response
         half = len(TOKEN) // 2
         for _ in range(tokens):
             await response.write(TOKEN[:half].encode())
@@ -157,10 +161,11 @@ def test_the_role_is_no_token() -> None:
 
 def test_failures_are_records() -> None:
     async def test(server: Server, url: str) -> None:
-        refused, broken, wrong, fine = await play(ask(503, 99, 404, 2), url)
+        refused, broken, wrong, odd, fine = await play(ask(503, 99, 404, 98, 2), url)
         assert (refused.status, refused.error) == (503, "503: no engine alive")
         assert broken.error and broken.ttft is not None
         assert wrong.error == "error in the stream: out of memory"
+        assert odd.error == "no token in the answer"
         assert not fine.error
 
     with_server(test)

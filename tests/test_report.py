@@ -91,6 +91,11 @@ def result(ours: float = 0.07, **changes: object) -> Result:
     return made_result
 
 
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(result())
+
+
 def check(page: str) -> Check:
     parser = Check()
     parser.feed(page)
@@ -102,8 +107,7 @@ def check(page: str) -> Check:
     return parser
 
 
-def test_page_is_whole_and_fetches_nothing() -> None:
-    page = render(result())
+def test_page_is_whole_and_fetches_nothing(page: str) -> None:
     parser = check(page)
     assert parser.tags.count("svg") == 4 and parser.tags.count("figcaption") == 4
     assert not {"script", "link", "iframe", "object"} & set(parser.tags)
@@ -113,8 +117,7 @@ def test_page_is_whole_and_fetches_nothing() -> None:
     assert "@import" not in page
 
 
-def test_page_says_how_it_was_made() -> None:
-    page = render(result())
+def test_page_says_how_it_was_made(page: str) -> None:
     assert "--fleet &#x27;&lt;odd&gt; &amp; &quot;quoted&quot;&#x27;" in page
     for fact in (
         *("2xa30+1xh100", "400 to each router: mooncake_conversation", "seed 1"),
@@ -124,8 +127,7 @@ def test_page_says_how_it_was_made() -> None:
     assert "from 20 s on the model decides" in page
 
 
-def test_colours_are_the_page_s_own() -> None:
-    page = render(result())
+def test_colours_are_the_page_s_own(page: str) -> None:
     assert not re.search(r"#f[cde]00[0-9a-f]{2}", page)
     used = set(re.findall(r"var\((--[\w-]+)\)", page))
     defined = set(re.findall(r"(--[\w-]+):", report.CSS))

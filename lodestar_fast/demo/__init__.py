@@ -32,6 +32,7 @@ from lodestar_fast.report import (
     Result,
     Row,
     comparison,
+    make_folder,
     row_dict,
     verdict,
     versions,
@@ -75,14 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0: done; 1: a process failed, or a policy got no answer; 128 + n: ended by signal n."""
-    policies = list(dict.fromkeys(name for name in args.policies.replace(",", " ").split()))
+    policies = list(dict.fromkeys(args.policies.replace(",", " ").split()))
     if not policies:
         raise ConfigError("--policies: names no policy")
     specs = parse_fleet(args.fleet)
     trace = workload(args)
-    for folder in {Path(args.json).parent} if args.json else ():
-        if not folder.is_dir():  # better now than after three minutes
-            raise ConfigError(f"--json: no folder {folder}")
+    # Better now than after three minutes.
+    if args.json and not Path(args.json).parent.is_dir():
+        raise ConfigError(f"--json: no folder {Path(args.json).parent}")
+    make_folder(args.report)
     demo = Demo(args, policies, specs, trace)
     try:
         uvloop.run(demo.run())
@@ -141,8 +143,10 @@ class Demo:
                     await asyncio.gather(work, failure, return_exceptions=True)
 
     def _on_signal(self, number: int, task: asyncio.Task[Any]) -> None:
-        self.signal = number
-        task.cancel()
+        """The first one ends the demo; another must not interrupt the ending of its processes."""
+        if not self.signal:
+            self.signal = number
+            task.cancel()
 
     async def _work(self, children: Children, client: Any) -> None:
         args = self._args

@@ -73,8 +73,7 @@ class Children:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # Shielded: a second signal must not leave anybody behind.
-        await asyncio.shield(self._stop())
+        await self._stop()
 
     async def start(self, name: str, *words: str) -> Child:
         """Run `lodestar` with these words."""
