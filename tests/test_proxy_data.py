@@ -1,4 +1,4 @@
-"""The data path as a whole: bytes in equal bytes out, flow control, a real client, real policies."""
+"""The data path as a whole: bytes in equal bytes out, flow control, a real client, policies."""
 
 from __future__ import annotations
 
