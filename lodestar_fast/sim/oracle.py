@@ -52,10 +52,17 @@ def first_tokens(
 
 
 class Oracle(Policy):
-    """Clairvoyant greedy over a Simulation, which is to be set as `world` before it runs."""
+    """Clairvoyant greedy over a Simulation, which is to be set as `world` before it runs.
+
+    patience: seconds that it looks ahead; of first tokens that are further away it knows nothing,
+    predicts none, and takes the least work.
+    """
 
     name = "oracle"
     world: Simulation
+
+    def __init__(self, patience: float = INF) -> None:
+        self._patience = patience
 
     def pick(self, c: Candidates) -> int:
         """The earliest first token; of equal ones the instance with the fewest in flight."""
@@ -66,10 +73,11 @@ class Oracle(Policy):
         # The least loaded first: what it promises lets most others be given up early.
         order = sorted(range(c.n), key=lambda i: (c.queued_tokens(i), c.inflight(i)))
         engines = (world.engines[c.slot(i)] for i in order)
-        best, times = first_tokens(engines, index, job, now)
+        best, times = first_tokens(engines, index, job, now, now + self._patience)
         c.reason = Reason.HEURISTIC
-        if best < INF:
-            c.predicted = best + world.delay - now
+        if min(times) == INF:
+            return order[0]
+        c.predicted = best + world.delay - now
         ties = [i for i, time in zip(order, times, strict=True) if time == best]
         return min(ties, key=lambda i: (c.inflight(i), i))
 

@@ -10,6 +10,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -180,7 +181,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     policies = _policies(args.policy)
     plan = _plan(args)
-    # What can be wrong is found here, before any process is started.
+    # What can be wrong is found here, before anything takes long.
+    if args.json and not Path(args.json).parent.is_dir():
+        raise ConfigError(f"--json: no folder {Path(args.json).parent}")
     specs = fleet(plan)
     if plan.events:
         read_events(plan.events, specs, plan.factors)

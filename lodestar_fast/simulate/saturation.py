@@ -1,32 +1,55 @@
 """How much load a fleet can take: the rate that `--load` is a share of.
 
-The highest Poisson rate at which the clairvoyant greedy router keeps up: of what arrives in the
-last third of a run, 99 % as many requests end in it. No policy can be expected to stand more, and
-the number does not depend on those that are compared.
+The highest Poisson rate at which the clairvoyant greedy router keeps up: in the last third of a run
+99 % as many requests end as arrive. No policy can be expected to stand more, and the number does
+not depend on those that are compared. Where a queue has become so long that a tenth of the requests
+see no first token within a patience of ten times what is usual and ten seconds, the rate is too
+much without further ado, for the clairvoyant would have to look ever further ahead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import fmean
 
+from lodestar_fast.core.router import Decision
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.oracle import Oracle
-from lodestar_fast.sim.run import Simulation, make_jobs
+from lodestar_fast.sim.run import Simulation, fits, make_jobs
 from lodestar_fast.simulate.plan import Plan, fleet, workload
 
 KEEPS_UP = 0.99
+PATIENCE_SECONDS, PATIENCE_FACTOR = 10.0, 10.0  # and so many idle TTFTs of the mean request
+IMPATIENT = 0.1
 PRECISION = 1.02  # between a rate that is kept up with and one that is not
 SECONDS = 300.0  # of a run, where --seconds says nothing
 LEAST = 30  # arrivals in the last third
 PROBED = 500  # requests whose lengths say where to begin
 
 
+def idle_seconds(plan: Plan, seed: int) -> list[float]:
+    """Mean idle TTFT of the workload, without a cache, on each engine of the fleet."""
+    requests = workload(replace(plan, rate=None, seconds=None), seed).requests[:PROBED]
+    specs = fleet(plan)
+    mean = {spec: fmean(spec.idle_ttft(r.prompt_tokens) for r in requests) for spec in set(specs)}
+    return [mean[spec] for spec in specs]
+
+
 def keeps_up(plan: Plan, seed: int, rate: float) -> bool:
     """Whether the clairvoyant router stands that rate, without faults."""
     seconds = plan.seconds or SECONDS
     jobs = make_jobs(workload(replace(plan, rate=rate, seconds=seconds), seed).requests)
-    oracle = Oracle()
+    oracle = Oracle(PATIENCE_SECONDS + PATIENCE_FACTOR * max(idle_seconds(plan, seed)))
+    impatient = 0
+
+    def give_up(world: Simulation, index: int, decision: Decision) -> None:
+        nonlocal impatient
+        if decision.predicted != decision.predicted:  # NaN; or nothing can ever hold it
+            impatient += any(fits(engine.spec, jobs[index]) for engine in world.engines)
+        if impatient > IMPATIENT * len(jobs):
+            world.stop()
+
     world = Simulation(
         jobs,
         fleet(plan),
@@ -36,9 +59,12 @@ def keeps_up(plan: Plan, seed: int, rate: float) -> bool:
         scrape_seconds=seconds,
         jitter=plan.jitter,
         calls=[(seconds, Simulation.stop)],
+        probe=give_up,
     )
     oracle.world = world
     outcomes = world.run()
+    if world.clock.now() < jobs[-1].arrival:
+        return False
     start = seconds * 2 / 3
     arrived = sum(o.arrival >= start and not o.error for o in outcomes)
     if arrived < LEAST:
@@ -52,9 +78,7 @@ def keeps_up(plan: Plan, seed: int, rate: float) -> bool:
 
 def saturation(plan: Plan, seed: int, note: Callable[[str], None]) -> float:
     """Requests a second, by bisection to 2 %. note: told of each step."""
-    requests = workload(replace(plan, rate=None, seconds=None), seed).requests[:PROBED]
-    idle = [sum(s.idle_ttft(r.prompt_tokens) for r in requests) for s in fleet(plan)]
-    rate = sum(len(requests) / seconds for seconds in idle)  # prefill alone, and no cache
+    rate = sum(1 / seconds for seconds in idle_seconds(plan, seed))  # as if there were no decodes
 
     def stands(rate: float) -> bool:
         answer = keeps_up(plan, seed, rate)
