@@ -57,6 +57,11 @@ log = logging.getLogger("lodestar.proxy")
 cdef double STALE = 1.0
 
 
+cdef inline bint failed(int status) noexcept:
+    """Whether an engine's status says that another engine may do better."""
+    return status == 429 or status == 500 or 502 <= status <= 504
+
+
 cdef class Exchange(Receiver):
     def __cinit__(self, Context context, Client client):
         self.context = context
@@ -152,14 +157,7 @@ cdef class Exchange(Receiver):
 
     cdef int on_connected(self, Upstream up) except -1:
         self._move(SENT)
-        up.send(
-            b"".join([
-                b"POST ", self.target, b" HTTP/1.1\r\nhost: ", up.pool.host, b"\r\n", self.fields,
-                b"x-request-id: ", self.reply.request_id,
-                b"\r\ncontent-length: %d\r\n\r\n" % len(self.body),
-            ]),
-            self.body,
-        )
+        up.send(self.target, self.fields, self.reply.request_id, self.body)
         self.client.deadline = up.sent_at + self.context.limits.first_byte_timeout
         return 0
 
@@ -202,8 +200,8 @@ cdef class Exchange(Receiver):
     cdef bint _turned_away(self, ResponseParser answer) except -1:
         """Whether the answer's first bytes led to another try, or are held back until more come."""
         cdef Verdict verdict
-        if answer.status in failures.RETRYABLE:
-            kind = "busy" if answer.status in failures.BUSY else "status"
+        if failed(answer.status):
+            kind = "busy" if answer.status == 503 or answer.status == 429 else "status"
             self.tries.note_retry_after(answer.retry_after)
             if self._again(kind):
                 return True
@@ -235,7 +233,7 @@ cdef class Exchange(Receiver):
         """What the router adds to an engine's head."""
         cdef list lines = []
         retry_after = self.tries.retry_after or answer.retry_after
-        if retry_after is not None and answer.status in failures.RETRYABLE:
+        if retry_after is not None:
             lines += (b"retry-after: ", retry_after, b"\r\n")
         self._heed_drain()
         if self.context.explain:

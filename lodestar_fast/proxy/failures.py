@@ -20,10 +20,6 @@ ENGINE: dict[str, tuple[int, str]] = {
     "truncated": (502, "the engine closed the connection in the middle of its answer"),
 }
 
-# What an engine may answer with when another one may do better. 429 and 503 mean "busy".
-RETRYABLE = frozenset((429, 500, 502, 503, 504))
-BUSY = frozenset((429, 503))
-
 CLIENT: dict[str, tuple[int, str]] = {
     "header_timeout": (408, "the request head did not arrive within the header timeout"),
     "body_timeout": (408, "the request body did not arrive within the body timeout"),

@@ -89,11 +89,9 @@ def routing_fields(path: bytes, body: bytes) -> Routing:
         if prompt:
             break
     model = fields.model or ""
-    seed = model.encode()
-    for extra in (fields.cache_salt, fields.tools, fields.system, fields.instructions):
-        seed += b"\0"
-        if extra:
-            seed += extra
+    seed = b"\0".join(
+        (model.encode(), fields.cache_salt, fields.tools, fields.system, fields.instructions)
+    )
     return Routing(model, prompt, seed, fields.stream is True)
 
 

@@ -16,6 +16,7 @@ cdef class RequestParser:
     cdef bint _begun
     cdef bint _line_done  # the request line is behind us
     cdef bint _after_blank
+    cdef bint _usual  # it ends in HTTP/1.1, all in one read
     cdef int _blanks  # in the request line so far
     cdef bint _te
     cdef int _hosts

@@ -10,6 +10,7 @@ HTTP/1.0 and sizes are checked here at the end of the head. Trailers are read an
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.string cimport memchr, memcmp
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -34,7 +35,7 @@ from lodestar_fast.proxy.head cimport (
     valid_id,
     without,
 )
-from lodestar_fast.proxy.wire cimport Buffer, same
+from lodestar_fast.proxy.wire cimport Buffer, length_of, same
 
 cdef extern from "<string.h>" nogil:
     void* memmem(const void* haystack, size_t n, const void* needle, size_t m)
@@ -58,7 +59,7 @@ cdef class RequestParser:
         self._crlf = 0
         self._hosts = 0
         self._blanks = 0
-        self._line_done = self._after_blank = False
+        self._line_done = self._after_blank = self._usual = False
         self._te = self._ignore_head = self._upgrade = self._begun = False
         self.method = self.target = self.path = self.fields = b""
         self.request_id = self.authorization = self._host = None
@@ -138,6 +139,7 @@ cdef class RequestParser:
             if p[at] == 10:
                 self._line_done = self._blanks > 0  # empty lines before it do not count
                 if self._line_done:
+                    self._usual = at >= 9 and memcmp(p + at - 9, b"HTTP/1.1\r", 9) == 0
                     return
             elif p[at] == 32:
                 self._blanks += 1
@@ -202,7 +204,7 @@ cdef class RequestParser:
             self._hosts += 1
             self._host = value
         elif field == CONTENT_LENGTH:
-            self._left = min(int(value), <Py_ssize_t> 1 << 62)
+            self._left = length_of(value)
         elif field == TRANSFER_ENCODING:
             if self._te or not same(value, len(value), b"chunked"):
                 self._refuse(501, "unknown Transfer-Encoding")
@@ -248,10 +250,11 @@ cdef class RequestParser:
         self.complete = True
 
     cdef void _check_head(self):
-        version = self._http.get_http_version()
-        if version not in ("1.1", "1.0"):
-            self._refuse(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
-        self.old = version == "1.0"
+        if not self._usual:
+            version = self._http.get_http_version()
+            self.old = version == "1.0"
+            if not self.old and version != "1.1":
+                self._refuse(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
         if self._hosts > 1 or (self._hosts == 0 and not self.old):
             self._refuse(400, "exactly one Host field is needed")
         elif self._host is not None and not valid_host(self._host):
@@ -264,20 +267,26 @@ cdef class RequestParser:
     cdef void _check_target(self):
         """Origin form, or absolute form with http:, which is turned into the former."""
         cdef bytes target = self.target
+        cdef const unsigned char* p = target
+        cdef Py_ssize_t n = len(target)
+        cdef Py_ssize_t i
         cdef unsigned char c
-        for c in target:
+        for i in range(n):
+            c = p[i]
             if c <= 32 or c >= 127 or c == 35:  # '#': no fragment is ever sent
                 self._refuse(400, "malformed request target")
                 return
-        if target[:7].lower() == b"http://":
+        if target.startswith(b"/"):
+            pass
+        elif target[:7].lower() == b"http://":
             authority, _, rest = target[7:].partition(b"/")
             if not valid_host(authority):
                 self._refuse(400, "malformed request target")
             target = b"/" + rest
-        elif target[:1] != b"/":
+        else:
             self._refuse(400, "the request target must be a path")
         self.target = target
-        self.path = target.partition(b"?")[0]
+        self.path = target if memchr(p, 63, n) is NULL else target.partition(b"?")[0]
 
     # -- for tests --
 

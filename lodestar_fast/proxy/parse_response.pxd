@@ -12,6 +12,7 @@ cdef class ResponseParser:
     cdef Py_ssize_t _body_bytes
     cdef int _interim  # answers of 1xx so far
     cdef bint _in_interim
+    cdef bint _usual  # the status line begins with HTTP/1.1, in one read
 
     cdef readonly int status
     cdef bytes reason

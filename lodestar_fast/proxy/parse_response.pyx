@@ -30,7 +30,7 @@ from lodestar_fast.proxy.head cimport (
     put_line,
     without,
 )
-from lodestar_fast.proxy.wire cimport Buffer, same
+from lodestar_fast.proxy.wire cimport Buffer, length_of, same
 
 cdef enum:
     MAX_HEAD = 65536
@@ -72,7 +72,9 @@ cdef class ResponseParser:
         return parts
 
     cdef int feed(self, bytes data) except -1:
-        self.started = True
+        if not self.started:
+            self.started = True
+            self._usual = data.startswith(b"HTTP/1.1 ")
         if self.head_done:
             self._wire_bytes += len(data)
         else:
@@ -113,7 +115,7 @@ cdef class ResponseParser:
         if field == CONTENT_LENGTH:
             if self.length >= 0:
                 self.broken = "two lengths"
-            self.length = min(int(value), <Py_ssize_t> 1 << 62)
+            self.length = length_of(value)
         elif field == TRANSFER_ENCODING:
             if self.chunked or not same(value, len(value), b"chunked"):
                 self.broken = "unknown transfer coding"
@@ -156,7 +158,7 @@ cdef class ResponseParser:
 
     def on_message_complete(self):
         if self._in_interim:
-            self._in_interim = False
+            self._in_interim = self._usual = False
             self._fields.size = 0
             self._named = None
             self.reason = b""
@@ -167,7 +169,7 @@ cdef class ResponseParser:
             self.complete = True
 
     cdef void _check_head(self):
-        if self._http.get_http_version() not in ("1.1", "1.0"):
+        if not self._usual and self._http.get_http_version() not in ("1.1", "1.0"):
             self.broken = "unknown HTTP version"
         elif not 200 <= self.status <= 599:
             self.broken = "impossible status"

@@ -4,6 +4,7 @@ from lodestar_fast.proxy.context cimport Connection
 from lodestar_fast.proxy.parse_request cimport RequestParser
 from lodestar_fast.proxy.parse_response cimport ResponseParser
 from lodestar_fast.proxy.sse cimport Scanner
+from lodestar_fast.proxy.wire cimport Buffer
 
 
 cdef class Client(Connection):
@@ -38,6 +39,7 @@ cdef class Reply:
     cdef Scanner scanner
     cdef list held  # body parts that do not show yet whether the stream starts with an error
     cdef Py_ssize_t held_bytes
+    cdef Buffer _buffer  # for the head
 
     cdef void begin(self, RequestParser request)
     cdef void again(self)

@@ -13,7 +13,7 @@ from lodestar_fast.proxy.head cimport closing, new_id, own_answer
 from lodestar_fast.proxy.parse_request cimport RequestParser
 from lodestar_fast.proxy.parse_response cimport ResponseParser
 from lodestar_fast.proxy.sse cimport Scanner, number
-from lodestar_fast.proxy.wire cimport frame
+from lodestar_fast.proxy.wire cimport Buffer, frame
 
 cdef enum:
     HELD_MOST = 65536  # bytes of a first event; what is longer is let through
@@ -34,6 +34,7 @@ cdef class Reply:
     def __cinit__(self, Client client):
         self.client = client
         self.scanner = Scanner()
+        self._buffer = Buffer()
 
     cdef void begin(self, RequestParser request):
         """For a new request, whose head is in or was refused."""
@@ -57,7 +58,9 @@ cdef class Reply:
 
         Lines that are no events, such as comments, are let through: they keep the client patient.
         """
-        cdef bytes part
+        cdef bytes part, text
+        cdef const char* start
+        cdef long long code
         for part in answer.parts:
             self.scanner.feed(part)
         self.held_bytes += answer.size
@@ -67,10 +70,11 @@ cdef class Reply:
         if not self.scanner.errors:
             return GOOD if answer.complete else UNDECIDED
         text = b"".join(self.held)
+        start = text
         if not answer.complete and b"\n\n" not in text and b"\r\n\r\n" not in text:
             return UNDECIDED
         # A code of 4xx is about the request: no other engine would like it better.
-        code = number(text, b'"code"', 0, len(text))
+        code = number(start, start + len(text), b'"code"')
         return REFUSED if 400 <= code < 500 and code != 429 else BAD
 
     cdef int relay(self, ResponseParser answer, list extra) except -1:
@@ -95,29 +99,41 @@ cdef class Reply:
 
     cdef bytes _head(self, ResponseParser answer, Py_ssize_t size, list extra):
         """The head for the client. size: of the body, if the answer is complete."""
-        cdef list lines = [
-            b"HTTP/1.1 %d " % answer.status, answer.reason, b"\r\n", answer.fields,
-            b"x-request-id: ", self.request_id, b"\r\n",
-        ]
+        cdef Buffer head = self._buffer
+        cdef bytes line
         self.status = answer.status
-        if answer.status == 204:
+        head.put(b"HTTP/1.1 ", 9)
+        head.put_number(answer.status)
+        head.put(b" ", 1)
+        head.put_bytes(answer.reason)
+        head.put(b"\r\n", 2)
+        head.put_bytes(answer.fields)
+        head.put(b"x-request-id: ", 14)
+        head.put_bytes(self.request_id)
+        head.put(b"\r\n", 2)
+        if answer.length >= 0 and answer.status != 204:
+            size = answer.length
             self.sized = True
-        elif answer.length >= 0:
+        elif answer.status == 204 or answer.status == 304:
             self.sized = True
-            lines.append(b"content-length: %d\r\n" % answer.length)
-        elif answer.status == 304:
-            self.sized = True
+            size = -1
         elif not self.old:
             self.chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+            head.put(b"transfer-encoding: chunked\r\n", 28)
         elif answer.complete:
             self.sized = True
-            lines.append(b"content-length: %d\r\n" % size)
         else:
             self.keep_alive = False  # the end of the connection ends the body
-        lines += extra
-        lines += (closing(not self.keep_alive, self.old), b"\r\n")
-        return b"".join(lines)
+        if self.sized and size >= 0:
+            head.put(b"content-length: ", 16)
+            head.put_number(size)
+            head.put(b"\r\n", 2)
+        if extra is not None:
+            for line in extra:
+                head.put_bytes(line)
+        head.put_bytes(closing(not self.keep_alive, self.old))
+        head.put(b"\r\n", 2)
+        return head.take()
 
     cdef int own(self, int status, bytes content_type, bytes body, list extra) except -1:
         """Send a whole answer of ours. extra: further lines of its head."""

@@ -1,6 +1,12 @@
 """Counts events of a stream and keeps its tail. See sse.pyi."""
 
 
+cdef struct Usage:  # of a request; -1 where the engine gave no number, or none to trust
+    long long prompt_tokens
+    long long output_tokens
+    long long cached_tokens
+
+
 cdef class Scanner:
     cdef readonly long long events  # data events that carry something: no error, no [DONE]
     cdef readonly long long errors  # error events
@@ -15,19 +21,12 @@ cdef class Scanner:
     cdef int feed(self, bytes data) except -1
     cdef int keep(self, bytes data) except -1
     cdef bint at_line_start(self) noexcept
-    cpdef bytes tail(self)
+    cdef Usage usage(self) noexcept
+    cdef bint aborted(self) noexcept
     cdef void _match(self, char c, const char* mark, int then) noexcept
     cdef void _skip(self) noexcept
     cdef void _token(self) noexcept
     cdef void _error(self) noexcept
 
 
-cdef class Usage:
-    cdef readonly long long prompt_tokens  # -1: not given
-    cdef readonly long long output_tokens  # -1: not given
-    cdef readonly long long cached_tokens  # -1: not given
-
-
-cdef long long number(bytes text, bytes key, Py_ssize_t start, Py_ssize_t stop)
-cdef Usage find_usage(bytes tail)
-cdef bint is_aborted(bytes tail)
+cdef long long number(const char* p, const char* end, const char* key) noexcept nogil

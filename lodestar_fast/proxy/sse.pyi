@@ -21,21 +21,11 @@ class Scanner:
     def tail(self) -> bytes:
         """The last 4 KB or so of what was fed."""
 
-class Usage:
-    """Numbers out of a usage object; -1 where the engine gave none."""
-
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def output_tokens(self) -> int: ...
-    @property
-    def cached_tokens(self) -> int: ...
-
 def scan(pieces: list[bytes]) -> Scanner:
     """A scanner that was fed these pieces of an event stream."""
 
-def usage(tail: bytes) -> Usage:
-    """The last usage object of an answer's tail."""
+def usage(tail: bytes) -> tuple[int, int, int]:
+    """Of an answer's last usage object: tokens of the prompt, put out, cached; -1: not given."""
 
 def aborted(tail: bytes) -> bool:
     """Whether the last finish_reason of an answer's tail is "abort": the engine gave up."""

@@ -13,7 +13,11 @@ A piece may end anywhere, within a line's first bytes too: the state is carried 
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.string cimport memchr, memcpy, memmove
+from libc.string cimport memchr, memcmp, memcpy, memmove, strlen
+
+cdef extern from "<string.h>" nogil:
+    void* memmem(const void* haystack, size_t n, const void* needle, size_t m)
+    void* memrchr(const void* s, int c, size_t n)
 
 # A final usage chunk has about 0.5 KB; 4 KB leave room for what engines append to it.
 cdef enum:
@@ -156,76 +160,91 @@ cdef class Scanner:
     cdef bint at_line_start(self) noexcept:
         return self._state == START
 
-    cpdef bytes tail(self):
+    cdef Usage usage(self) noexcept:
+        """The last usage object of the tail."""
+        return find_usage(self._tail, self._tail + self._tail_size)
+
+    cdef bint aborted(self) noexcept:
+        """Whether the last finish_reason of the tail is "abort"."""
+        return is_aborted(self._tail, self._tail + self._tail_size)
+
+    def tail(self):
         return PyBytes_FromStringAndSize(self._tail, self._tail_size)
 
 
-cdef class Usage:
-    def __cinit__(self):
-        self.prompt_tokens = self.output_tokens = self.cached_tokens = -1
-
-
-cdef long long number(bytes text, bytes key, Py_ssize_t start, Py_ssize_t stop):
-    """The integer behind `key` (with quotes) in text[start:stop]; -1 if there is none to trust."""
-    cdef Py_ssize_t at = text.find(key, start, stop)
-    cdef Py_ssize_t i
+cdef long long number(const char* p, const char* end, const char* key) noexcept nogil:
+    """The integer behind `key` (with its quotes) before end; -1 if there is none to trust."""
+    cdef size_t n = strlen(key)
     cdef long long value = 0
     cdef bint digits = False
-    cdef const char* p = PyBytes_AS_STRING(text)
-    if at < 0:
+    p = <const char*> memmem(p, end - p, key, n)
+    if p is NULL:
         return -1
-    i = at + len(key)
-    while i < stop and p[i] in (32, 58):  # blank, colon
-        i += 1
-    while i < stop and 48 <= p[i] <= 57:
+    p += n
+    while p < end and (p[0] == 32 or p[0] == 58):  # blank, colon
+        p += 1
+    while p < end and 48 <= p[0] <= 57:
         digits = True
-        value = value * 10 + (p[i] - 48)
+        value = value * 10 + (p[0] - 48)
         if value >= MOST_TOKENS:
             return -1
-        i += 1
-    if not digits or i >= stop or p[i] in (46, 69, 101):  # cut off, or not an integer
-        return -1
+        p += 1
+    if not digits or p >= end or p[0] == 46 or p[0] == 69 or p[0] == 101:
+        return -1  # cut off, or not an integer
     return value
 
 
-cdef Usage find_usage(bytes tail):
-    """The last `"usage": {...}`. Inside a string its quotes would be escaped, so text cannot fake
-    it.
+cdef const char* last(const char* start, const char* end, const char* what) noexcept nogil:
+    """Where `what` occurs last before end; NULL if it does not. It begins with a quote."""
+    cdef size_t n = strlen(what)
+    cdef const char* p = end
+    while p > start:
+        p = <const char*> memrchr(start, 34, p - start)
+        if p is NULL:
+            return NULL
+        if <size_t> (end - p) >= n and memcmp(p, what, n) == 0:
+            return p
+    return NULL
 
-    Names of both dialects: prompt_/completion_tokens, and input_/output_tokens.
+
+cdef Usage find_usage(const char* start, const char* end) noexcept nogil:
+    """The last `"usage": {...}`. Within a string its quotes are escaped: text cannot fake it.
+
+    Names of both dialects: prompt_/completion_tokens, and input_/output_tokens. The object's end is
+    not looked for: no dialect has one of these names again behind it.
     """
-    cdef Usage found = Usage()
-    cdef Py_ssize_t at = len(tail)
-    cdef Py_ssize_t i
-    cdef Py_ssize_t stop = len(tail)
-    cdef const char* p = PyBytes_AS_STRING(tail)
+    cdef Usage found
+    cdef const char* p = end
+    cdef const char* i
+    found.prompt_tokens = found.output_tokens = found.cached_tokens = -1
     while True:
-        at = tail.rfind(b'"usage"', 0, at)
-        if at < 0:
+        p = last(start, p, b'"usage"')
+        if p is NULL:
             return found
-        i = at + 7
-        while i < stop and p[i] in (32, 58):
+        i = p + 7
+        while i < end and (i[0] == 32 or i[0] == 58):
             i += 1
-        if i < stop and p[i] == 123:
+        if i < end and i[0] == 123:
             break
-    # The object's end is not looked for; names cannot repeat within what follows it in any dialect.
-    found.prompt_tokens = number(tail, b'"prompt_tokens"', i, stop)
+    found.prompt_tokens = number(i, end, b'"prompt_tokens"')
     if found.prompt_tokens < 0:
-        found.prompt_tokens = number(tail, b'"input_tokens"', i, stop)
-    found.output_tokens = number(tail, b'"completion_tokens"', i, stop)
+        found.prompt_tokens = number(i, end, b'"input_tokens"')
+    found.output_tokens = number(i, end, b'"completion_tokens"')
     if found.output_tokens < 0:
-        found.output_tokens = number(tail, b'"output_tokens"', i, stop)
-    found.cached_tokens = number(tail, b'"cached_tokens"', i, stop)
+        found.output_tokens = number(i, end, b'"output_tokens"')
+    found.cached_tokens = number(i, end, b'"cached_tokens"')
     if found.cached_tokens > found.prompt_tokens:
         found.cached_tokens = -1
     return found
 
 
-cdef bint is_aborted(bytes tail):
-    cdef Py_ssize_t at = tail.rfind(b'"abort"')
-    if at < 0:
+cdef bint is_aborted(const char* start, const char* end) noexcept nogil:
+    cdef const char* p = last(start, end, b'"abort"')
+    if p is NULL:
         return False
-    return tail[:at].rstrip(b" ").endswith(b'"finish_reason":')
+    while p > start and p[-1] == 32:
+        p -= 1
+    return p - start >= 16 and memcmp(p - 16, b'"finish_reason":', 16) == 0
 
 
 def scan(list pieces):
@@ -237,8 +256,11 @@ def scan(list pieces):
 
 
 def usage(bytes tail):
-    return find_usage(tail)
+    cdef const char* p = tail
+    cdef Usage found = find_usage(p, p + len(tail))
+    return found.prompt_tokens, found.output_tokens, found.cached_tokens
 
 
 def aborted(bytes tail):
-    return is_aborted(tail)
+    cdef const char* p = tail
+    return is_aborted(p, p + len(tail))

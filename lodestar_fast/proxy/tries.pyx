@@ -11,7 +11,7 @@ from lodestar_fast.errors import NoInstanceError
 from lodestar_fast.proxy.context cimport Context
 from lodestar_fast.proxy.parse_response cimport ResponseParser
 from lodestar_fast.proxy.reply cimport Reply
-from lodestar_fast.proxy.sse cimport Usage, find_usage, is_aborted
+from lodestar_fast.proxy.sse cimport Usage
 from lodestar_fast.proxy.wire cimport monotonic
 
 cdef object FIRST_TOKEN = Event.FIRST_TOKEN
@@ -98,14 +98,12 @@ cdef class Tries:
         about the request.
         """
         cdef Usage usage
-        cdef bytes tail
         cdef str kind = None
         if passed_failure:
             self.close(FAILED, now)
             return False
         if reply.status == 200:
-            tail = reply.scanner.tail()
-            usage = find_usage(tail)
+            usage = reply.scanner.usage()
             if usage.prompt_tokens >= 0:
                 self.context.observe(
                     self.ticket, USAGE, now, usage.prompt_tokens, usage.cached_tokens
@@ -114,7 +112,7 @@ cdef class Tries:
                 self.tokens = usage.output_tokens
             if reply.scanner.errors and not excused:
                 kind = "stream_error"
-            elif is_aborted(tail):
+            elif reply.scanner.aborted():
                 kind = "aborted"
         self.close(DONE if kind is None else FAILED, now)
         if kind is None:

@@ -2,6 +2,7 @@
 
 from lodestar_fast.proxy.context cimport Context, Reserve
 from lodestar_fast.proxy.parse_response cimport ResponseParser
+from lodestar_fast.proxy.wire cimport Buffer
 
 
 cdef class Receiver:
@@ -21,10 +22,11 @@ cdef class Upstream:
     cdef readonly ResponseParser parser
     cdef readonly bint reused  # it has answered a request before
     cdef readonly bint dead
+    cdef bint paused  # its reading
     cdef double idle_since
     cdef double sent_at
 
-    cdef int send(self, bytes head, bytes body) except -1
+    cdef int send(self, bytes target, bytes fields, bytes request_id, bytes body) except -1
     cdef void release(self)
     cdef void abort(self)
     cdef void pause(self, bint pause)
@@ -39,5 +41,6 @@ cdef class Pool(Reserve):
     cdef Py_ssize_t _open
     cdef bint _closed
     cdef bytes host  # for the Host field
+    cdef Buffer _buffer  # for requests being put together
 
     cdef Upstream acquire(self, Receiver owner, bint fresh)

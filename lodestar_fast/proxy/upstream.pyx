@@ -9,13 +9,11 @@ Opening is the only thing here that takes a task. The last used connection is ta
 others age, and leave before the engine closes them under us (vLLM does after 5 s).
 """
 
-from cpython.bytes cimport PyBytes_GET_SIZE
-
 import logging
 
 from lodestar_fast.proxy.context cimport Context, Reserve
 from lodestar_fast.proxy.parse_response cimport ResponseParser
-from lodestar_fast.proxy.wire cimport monotonic
+from lodestar_fast.proxy.wire cimport Buffer, monotonic
 
 log = logging.getLogger("lodestar.proxy")
 
@@ -47,15 +45,28 @@ cdef class Upstream:
 
     # -- used by the owner --
 
-    cdef int send(self, bytes head, bytes body) except -1:
-        """Send a request; its answer comes by on_answer()."""
+    cdef int send(self, bytes target, bytes fields, bytes request_id, bytes body) except -1:
+        """Send a request; its answer comes by on_answer(). fields: lines that pass."""
+        cdef Buffer out = self.pool._buffer
         if self.reused:
             self.parser.reset()
         self.sent_at = monotonic()
-        if PyBytes_GET_SIZE(body) <= JOIN:
-            self.transport.write(head + body)
+        out.put(b"POST ", 5)
+        out.put_bytes(target)
+        out.put(b" HTTP/1.1\r\nhost: ", 17)
+        out.put_bytes(self.pool.host)
+        out.put(b"\r\n", 2)
+        out.put_bytes(fields)
+        out.put(b"x-request-id: ", 14)
+        out.put_bytes(request_id)
+        out.put(b"\r\ncontent-length: ", 18)
+        out.put_number(len(body))
+        out.put(b"\r\n\r\n", 4)
+        if len(body) <= JOIN:
+            out.put_bytes(body)
+            self.transport.write(out.take())
         else:
-            self.transport.writelines((head, body))
+            self.transport.writelines((out.take(), body))
         return 0
 
     cdef void release(self):
@@ -72,7 +83,7 @@ cdef class Upstream:
         ):
             self.abort()
             return
-        self.transport.resume_reading()
+        self.pause(False)
         self.reused = True
         self.idle_since = monotonic()
         self.pool._idle.append(self)
@@ -90,8 +101,9 @@ cdef class Upstream:
 
     cdef void pause(self, bint pause):
         """Stop or go on reading: the client's flow control, passed on."""
-        if self.dead or self.transport is None:
+        if self.dead or pause == self.paused:
             return
+        self.paused = pause
         if pause:
             self.transport.pause_reading()
         else:
@@ -185,6 +197,7 @@ cdef class Pool(Reserve):
         self.context = context
         self.instance = instance
         self._idle = []
+        self._buffer = Buffer()
         host = f"[{instance.host}]" if ":" in instance.host else instance.host
         self.host = f"{host}:{instance.port}".encode()
         context.reserves.add(self)

@@ -12,6 +12,7 @@ cdef inline double monotonic() noexcept nogil:
 
 
 cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil
+cdef Py_ssize_t length_of(bytes digits) noexcept
 cdef bytes frame(list parts, Py_ssize_t size, bytes before, bint chunked, bint last)
 
 
@@ -25,6 +26,7 @@ cdef class Buffer:
 
     cdef int _grow(self, Py_ssize_t more) except -1
     cdef bytes take(self)
+    cdef int put_number(self, long long n) except -1
     cdef inline int put(self, const char* p, Py_ssize_t n) except -1:
         if self.size + n > self._capacity:
             self._grow(n)

@@ -19,6 +19,17 @@ cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil:
     return lower[n] == 0
 
 
+cdef Py_ssize_t length_of(bytes digits) noexcept:
+    """A Content-Length whose digits llhttp has checked; beyond 2**60 just that."""
+    cdef Py_ssize_t value = 0
+    cdef const char* p = digits
+    while p[0] and value < <Py_ssize_t> 1 << 60:
+        if 48 <= p[0] <= 57:
+            value = value * 10 + (p[0] - 48)
+        p += 1
+    return value
+
+
 cdef bytes frame(list parts, Py_ssize_t size, bytes before, bint chunked, bint last):
     """One bytes object for one write: `before` (a head or nothing), then the body in parts.
 
@@ -71,6 +82,18 @@ cdef class Buffer:
             raise MemoryError()
         self.data, self._capacity = data, capacity
         return 0
+
+    cdef int put_number(self, long long n) except -1:
+        """n in decimal digits; n >= 0."""
+        cdef char text[24]
+        cdef int at = sizeof(text)
+        while True:
+            at -= 1
+            text[at] = <char> (48 + n % 10)
+            n //= 10
+            if n == 0:
+                break
+        return self.put(text + at, sizeof(text) - at)
 
     cdef bytes take(self):
         """What it holds, and empty it."""
