@@ -255,6 +255,8 @@ async def find_model(url: str, headers: Mapping[str, str] | None = None) -> str:
                 return str(msgspec.json.decode(body)["data"][0]["id"])
     except TimeoutError:
         raise ConfigError(f"--url: {url} does not answer in {CONNECT_TIMEOUT:g} s") from None
+    except aiohttp.ClientConnectorError as e:
+        raise ConfigError(f"--url: cannot reach {url}: {e.strerror or e}") from None
     except (aiohttp.ClientError, OSError) as e:
         raise ConfigError(f"--url: cannot reach {url}: {e}") from None
     except (msgspec.DecodeError, KeyError, IndexError, TypeError):

@@ -114,9 +114,15 @@ def _svg(figure: Figure, name: str, title: str) -> str:
 
 
 def ttft_over_time(
-    runs: Mapping[str, Sequence[Record]], took_over: float | None, final_from: float
+    runs: Mapping[str, Sequence[Record]],
+    took_over: float | None,
+    final_from: float,
+    final_name: str,
 ) -> str:
-    """Moving mean of TTFT by arrival; took_over: when the model's first decision was."""
+    """Moving mean of TTFT by arrival.
+
+    took_over: when the model's first decision was. From final_from on is the part that is compared.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.9), layout="constrained")
         axes = figure.subplots()
@@ -154,7 +160,7 @@ def ttft_over_time(
                 textcoords=top,
                 arrowprops={"arrowstyle": "<->", "color": FOREGROUND, "linewidth": 0.9},
             )
-            axes.text((final_from + end) / 2, 0.045, "final minute", transform=top, ha="center")
+            axes.text((final_from + end) / 2, 0.045, final_name, transform=top, ha="center")
         _legend(axes, len(runs))
         return _svg(figure, "over-time", "TTFT over time by policy")
 

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import math
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -44,30 +45,48 @@ def add_workload_arguments(
 
     trace: the file that is replayed unless another is named; None: --trace is required.
     """
-    group = parser.add_argument_group("workload")
+    group = parser.add_argument_group("workload", "Brackets hold the defaults.")
     group.add_argument(
         "--trace",
         required=trace is None,
         default=trace,
         metavar="F",
-        help="trace file: JSON lines, gzip or plain, in the format of lodestar_fast/data/README.md",
+        help="trace file: JSON lines, gzip or plain, in the format of lodestar_fast/data/README.md"
+        + (f" [{Path(trace).name}]" if trace else ""),
     )
+    rate, seconds = defaults.get("rate", "its own times"), defaults.get("seconds", "all of it")
     group.add_argument(
         "--rate",
         type=positive,
         metavar="R",
-        help="redraw arrivals as Poisson at R requests a second (default: the trace's own times)",
-    )
-    group.add_argument("--seconds", type=positive, metavar="S", help="stop sending after S seconds")
-    group.add_argument("--seed", type=count, default=1, metavar="K", help="seed of the arrivals")
-    group.add_argument(
-        "--block-tokens", type=count, default=0, metavar="T", help="tokens a prefix block gets"
+        help=f"redraw the arrivals as Poisson at R requests a second [{rate}]",
     )
     group.add_argument(
-        "--max-input", type=count, default=0, metavar="M", help="drop longer prompts, in tokens"
+        "--seconds", type=positive, metavar="S", help=f"stop sending after S seconds [{seconds}]"
     )
     group.add_argument(
-        "--output-scale", type=positive, default=1.0, metavar="O", help="factor on output tokens"
+        "--seed", type=count, default=1, metavar="K", help="seed of the arrivals [%(default)s]"
+    )
+    group.add_argument(
+        "--block-tokens",
+        type=count,
+        default=0,
+        metavar="T",
+        help="shrink or stretch prompts to T tokens a prefix block; 0: as they are [%(default)s]",
+    )
+    group.add_argument(
+        "--max-input",
+        type=count,
+        default=0,
+        metavar="M",
+        help="then drop prompts of more than M tokens; 0: none [%(default)s]",
+    )
+    group.add_argument(
+        "--output-scale",
+        type=positive,
+        default=1.0,
+        metavar="O",
+        help="factor on output tokens [%(default)s]",
     )
     parser.set_defaults(**defaults)
 
@@ -94,12 +113,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url", required=True, metavar="U", help="base URL of the server, http://host:port"
     )
-    parser.add_argument(
-        "--model", metavar="M", help="model to ask for (default: the server's first)"
-    )
+    parser.add_argument("--model", metavar="M", help="model to ask for [the server's first]")
     parser.add_argument("--api-key-file", metavar="F", help="file whose first line is the API key")
     parser.add_argument(
-        "--timeout", type=positive, default=600.0, metavar="S", help="give a request up after S"
+        "--timeout",
+        type=positive,
+        default=600.0,
+        metavar="S",
+        help="give a request up after S seconds [%(default)s]",
     )
     parser.add_argument("--json", metavar="OUT", help="write the results as JSON")
 

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -109,7 +110,8 @@ class ReplayProgress:
 
 def summary_table(run: dict[str, Any]) -> Table:
     """One run's latencies."""
-    table = Table(title=f"{run['requests']} requests, {run['failed']} failed", title_justify="left")
+    title = f"{run['requests']:,} requests, {run['failed']:,} failed"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in ("mean", "p50", "p90", "p99"):
         table.add_column(name, justify="right")

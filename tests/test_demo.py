@@ -157,7 +157,7 @@ def test_result_fits_80_columns() -> None:
     row = Row("least_request", 9999, 1234, 12345.0, final, 123.45, 123.4, 0.123)
     empty = Row("lodestar", 0, 0, None, dict.fromkeys(final), None, None, None)
     out = io.StringIO()
-    Console(file=out, width=80).print(result_table([row, empty]))
+    Console(file=out, width=80).print(result_table([row, empty], "final minute"))
     text = out.getvalue()
     assert re.search(r"least_request +12,346 +1,234 +99,999 +123.45 +12,345", text), text
     assert re.search(r"lodestar +- +- +-", text), text
@@ -208,7 +208,7 @@ def test_short_demo(tmp_path: Path) -> None:
     words = [*DEMO, *SMALL, "--seconds", "8", "--json", str(out), "--report", str(report)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "TTFT in the final minute, heuristics against Lodestar" in done.stdout
+    assert "TTFT in the final 3.2 s, heuristics against Lodestar" in done.stdout
     assert f"report: {report}/index.html" in done.stdout.replace("\n", "")
     content = json.loads(out.read_text())
     assert content["command"] == "demo" and content["final_from_s"] == pytest.approx(4.8)

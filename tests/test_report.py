@@ -80,7 +80,7 @@ def result(ours: float = 0.07, **changes: object) -> Result:
         fleet="2xa30+1xh100",
         rate=13.0,
         workload="50 tokens a block",
-        final_from=90.0,
+        seconds=150.0,
         records=records,
         labels={policy: labels for policy in records},
         took_over=20.0,
@@ -147,6 +147,12 @@ def test_verdict_is_honest() -> None:
     assert "with lmetric, the best heuristic: 2." in verdict(result(ours=0.06))
     assert "the heuristic was the faster one" in verdict(result(ours=0.9))
     assert "Nothing to compare" in verdict(result(records={"lmetric": []}))
+
+
+def test_the_end_of_a_short_run_is_not_called_a_minute() -> None:
+    assert (result().final_from, result().final_name) == (90.0, "final minute")
+    short = result(seconds=8.0)
+    assert short.final_from == pytest.approx(4.8) and short.final_name == "final 3.2 s"
 
 
 def test_shares_are_counted_by_label() -> None:

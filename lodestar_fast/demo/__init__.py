@@ -47,17 +47,19 @@ from lodestar_fast.terminal import say, say_trouble
 TRACE = str(files("lodestar_fast") / "data" / "mooncake_conversation.jsonl.gz")
 POLICIES = "least_request,prefix_cache,lmetric,lodestar"
 
-FINAL_SECONDS, FINAL_SHARE = 60.0, 0.4  # the final minute; of a run that is shorter, its end
 ANSWER_SECONDS = 45.0  # until a request is given up, so that an overloaded fleet ends the demo too
 POLL_SECONDS = 2.0  # between questions about the model's version
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--fleet", default="2xa30+1xl20+1xh100", metavar="SPEC", help="engines, COUNTxGPU+..."
+        "--fleet",
+        default="2xa30+1xl20+1xh100",
+        metavar="SPEC",
+        help="engines of each router, COUNTxGPU joined by + [%(default)s]",
     )
     parser.add_argument(
-        "--policies", default=POLICIES, metavar="A,B", help=f"compared policies [{POLICIES}]"
+        "--policies", default=POLICIES, metavar="A,B", help="policies to compare [%(default)s]"
     )
     add_workload_arguments(
         parser,
@@ -70,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="OUT", help="write the results as JSON")
     parser.add_argument(
-        "--report", default="demo-report", metavar="DIR", help="folder of the report [demo-report]"
+        "--report", default="demo-report", metavar="DIR", help="folder of the report [%(default)s]"
     )
 
 
@@ -204,7 +206,7 @@ class Demo:
             rate=args.rate,
             workload=(f"{args.block_tokens} tokens a block, " if args.block_tokens else "")
             + f"output x {args.output_scale:g}",
-            final_from=seconds - min(FINAL_SECONDS, FINAL_SHARE * seconds),
+            seconds=seconds,
             records=self._records,
             labels={stack.policy: stack.labels for stack in self._stacks},
             took_over=self._board.took_over,
@@ -212,7 +214,7 @@ class Demo:
         )
         rows = comparison(result)
         out = Console()
-        out.print(result_table(rows))
+        out.print(result_table(rows, result.final_name))
         say(out, verdict(result))
         for policy, records in self._records.items():
             say_trouble(out, records, f"{policy}: ")

@@ -156,9 +156,9 @@ async def show(board: Board, title: str, console: Console) -> None:
             live.update(board.render(title), refresh=True)
 
 
-def result_table(rows: Sequence[Row]) -> Table:
+def result_table(rows: Sequence[Row], final: str) -> Table:
     """The comparison, for the terminal; 80 columns hold it."""
-    title = "TTFT in the final minute, heuristics against Lodestar (times in ms)"
+    title = f"TTFT in the {final}, heuristics against Lodestar (times in ms)"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.add_column("policy", no_wrap=True)
     heads = ("mean", "p50", "p99", "x Lodestar", "whole run", "TPOT", "hits", "failed")
