@@ -137,6 +137,7 @@ async def _served_by_the_other(rig: Rig, first: Answer, kind: str, body: object 
     client.post(body or chat())
     reply = await client.reply()
     assert (reply.status, reply.body) == (200, b'{"ok":true}')
+    assert reply.field("retry-after") is None
     assert rig.instances[0].failures == [kind]
     assert rig.instances[1].successes == 1
     assert rig.router.routes[1]["avoid"] == {0}

@@ -56,7 +56,6 @@ cdef class Context:
     cdef object loop
     cdef object _timer
     cdef dict _others  # model -> slots that do not serve it, or None: no instance does
-    cdef double now  # coarse: of the last sweep or request
 
     cdef object refusal(self, RequestParser request)
     cdef bint _authorized(self, bytes authorization)

@@ -15,7 +15,6 @@ from lodestar_fast.proxy.openai import LOCAL, ROUTES
 
 from lodestar_fast.proxy.counters cimport Counters
 from lodestar_fast.proxy.parse_request cimport RequestParser
-from lodestar_fast.proxy.wire cimport monotonic
 
 log = logging.getLogger("lodestar.proxy")
 
@@ -73,7 +72,6 @@ cdef class Context:
         self.reserves = set()
         self._waiting = deque()
         self._others = {}
-        self.now = monotonic()
 
     def start(self):
         if self._timer is None:
@@ -92,7 +90,6 @@ cdef class Context:
     def sweep(self, double now):
         cdef Connection connection
         cdef Reserve reserve
-        self.now = now
         self._others.clear()
         for connection in list(self.connections):
             try:

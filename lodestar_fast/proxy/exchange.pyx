@@ -82,7 +82,7 @@ cdef class Exchange(Receiver):
     cdef int begin(self, RequestParser request) except -1:
         """A head is in, or what came was refused before that. Look at refusal."""
         self._move(HEAD)
-        self.started = self.context.now = monotonic()
+        self.started = monotonic()
         self.expires = self.started + self.context.limits.request_timeout
         self.path = request.path
         self.path_index = self.context.counters.path_index(request.path)
@@ -151,9 +151,11 @@ cdef class Exchange(Receiver):
         return self._connect(False)
 
     cdef int _connect(self, bint fresh) except -1:
-        self.client.deadline = monotonic() + self.context.limits.connect_timeout
         self.up = (<Pool> self.tries.instance.pool).acquire(self, fresh)
-        return 0 if self.up.transport is None else self.on_connected(self.up)
+        if self.up.transport is not None:
+            return self.on_connected(self.up)
+        self.client.deadline = monotonic() + self.context.limits.connect_timeout
+        return 0
 
     cdef int on_connected(self, Upstream up) except -1:
         self._move(SENT)
@@ -232,7 +234,9 @@ cdef class Exchange(Receiver):
     cdef list _extra_lines(self, ResponseParser answer):
         """What the router adds to an engine's head."""
         cdef list lines = []
-        retry_after = self.tries.retry_after or answer.retry_after
+        retry_after = answer.retry_after
+        if failed(answer.status) and self.tries.retry_after is not None:
+            retry_after = self.tries.retry_after
         if retry_after is not None:
             lines += (b"retry-after: ", retry_after, b"\r\n")
         self._heed_drain()

@@ -8,9 +8,8 @@ from http import HTTPStatus
 from os import urandom
 
 from libc.stdint cimport uint64_t
-from libc.stdio cimport snprintf
 
-from lodestar_fast.proxy.wire cimport Buffer, same
+from lodestar_fast.proxy.wire cimport Buffer, put_hex, same
 
 REASONS = {int(status): status.phrase.encode() for status in HTTPStatus}
 
@@ -139,12 +138,10 @@ cdef uint64_t _mix(uint64_t x) noexcept nogil:
 cdef bytes new_id():
     """A request id: 32 hexadecimal digits, unique here by the serial and elsewhere by the seed."""
     global _serial
-    cdef char text[33]
+    cdef char text[32]
     _serial += 1
-    snprintf(
-        text, sizeof(text), b"%016llx%016llx", <unsigned long long> _mix(_serial),
-        <unsigned long long> _mix(_serial ^ _seed)
-    )
+    put_hex(text + 16, _mix(_serial), 16)
+    put_hex(text + 32, _mix(_serial ^ _seed), 16)
     return text[:32]
 
 

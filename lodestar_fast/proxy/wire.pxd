@@ -1,5 +1,6 @@
 """Small things the data path needs everywhere: precise time, a byte buffer, ASCII comparison."""
 
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -12,6 +13,7 @@ cdef inline double monotonic() noexcept nogil:
 
 
 cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil
+cdef int put_hex(char* end, uint64_t n, int least) noexcept nogil
 cdef Py_ssize_t length_of(bytes digits) noexcept
 cdef bytes frame(list parts, Py_ssize_t size, bytes before, bint chunked, bint last)
 

@@ -2,8 +2,10 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.stdio cimport snprintf
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
+
+cdef const char* HEX = b"0123456789abcdef"
 
 
 cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil:
@@ -17,6 +19,16 @@ cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil:
         if c != <unsigned char> lower[i] or lower[i] == 0:
             return False
     return lower[n] == 0
+
+
+cdef int put_hex(char* end, uint64_t n, int least) noexcept nogil:
+    """Write n in at least that many hexadecimal digits before end; how many there are."""
+    cdef int digits = 0
+    while n or digits < least:
+        digits += 1
+        end[-digits] = HEX[n & 15]
+        n >>= 4
+    return digits
 
 
 cdef Py_ssize_t length_of(bytes digits) noexcept:
@@ -47,16 +59,18 @@ cdef bytes frame(list parts, Py_ssize_t size, bytes before, bint chunked, bint l
             return <bytes> parts[0]
     else:
         if size:
-            marked = snprintf(mark, sizeof(mark), b"%zx\r\n", size)
-            total += marked + 2
+            marked = put_hex(mark + sizeof(mark), size, 1)
+            total += marked + 4
         if last:
             total += 5
     out = PyBytes_FromStringAndSize(NULL, total)
     p = PyBytes_AS_STRING(out)
     memcpy(p, <const char*> before, len(before))
     p += len(before)
-    memcpy(p, mark, marked)
-    p += marked
+    if marked:
+        memcpy(p, mark + sizeof(mark) - marked, marked)
+        memcpy(p + marked, b"\r\n", 2)
+        p += marked + 2
     for part in parts:
         memcpy(p, <const char*> part, len(part))
         p += len(part)
