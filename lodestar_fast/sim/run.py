@@ -37,6 +37,7 @@ from lodestar_fast.sim.gpus import EngineSpec
 from lodestar_fast.sim.workload import BYTES_PER_TOKEN, Request, prompt_bytes
 
 NAN = float("nan")
+TOKENS = Event.TOKENS  # looking a member up takes as long as observing it
 MOST_SLOTS = 1024  # the core's own limit (csrc/lodestar.h)
 
 
@@ -149,7 +150,6 @@ class Simulation:
         self._lost_preemptions = 0  # of engines that crashed
         self._planned: list[bool] = []  # by slot: the end of its running iteration is
         self._tickets: list[int] = []  # by job
-        self._seen: list[int] = []  # by job: tokens the router knows of
         self._open = 0
         for spec in specs:
             self.add(spec)
@@ -227,7 +227,6 @@ class Simulation:
         """Until the last job is done; outcomes in the order of the jobs."""
         self._open = len(self.jobs)
         self._tickets = [0] * self._open
-        self._seen = [0] * self._open
         if self.jobs:
             self._events.at(self.jobs[0].arrival, self._arrive, 0)
         self._events.at(self.scrape_seconds, self._report)
@@ -299,32 +298,28 @@ class Simulation:
         now = self.clock.now()
         self._planned[slot] = False
         made = engine.step(now)
-        for rid, _, finished in made:
-            if finished:
-                self.outcomes[rid].cached_tokens = engine.cached_tokens(rid)
-                self._live[slot].discard(rid)
+        for rid in [rid for rid, _, finished in made if finished]:
+            self.outcomes[rid].cached_tokens = engine.cached_tokens(rid)
+            self._live[slot].discard(rid)
         if made:
             self._events.at(now + self.delay, self._deliver, made)
         self._plan(slot)
 
     def _deliver(self, made: list[tuple[int, int, bool]]) -> None:
-        """The tokens of one iteration reach the router."""
+        """The tokens of one iteration, one a request, reach the router."""
         now = self.clock.now()
-        observe, seen = self.router.observe, self._seen
+        observe, tickets = self.router.observe, self._tickets
         for rid, generated, finished in made:
-            ticket, outcome = self._tickets[rid], self.outcomes[rid]
-            if not seen[rid]:
-                outcome.ttft = now - outcome.arrival
-                observe(ticket, Event.FIRST_TOKEN, now)
+            if generated > 1:
+                observe(tickets[rid], TOKENS, now, 1)
             else:
-                observe(ticket, Event.TOKENS, now, generated - seen[rid])
-            seen[rid] = generated
+                self.outcomes[rid].ttft = now - self.outcomes[rid].arrival
+                observe(tickets[rid], Event.FIRST_TOKEN, now)
             if finished:
-                outcome.e2e = now - outcome.arrival
-                observe(
-                    ticket, Event.USAGE, now, outcome.prompt_tokens, cached=outcome.cached_tokens
-                )
-                observe(ticket, Event.DONE, now, outcome.output_tokens)
+                o = self.outcomes[rid]
+                o.e2e = now - o.arrival
+                observe(tickets[rid], Event.USAGE, now, o.prompt_tokens, cached=o.cached_tokens)
+                observe(tickets[rid], Event.DONE, now, o.output_tokens)
                 self._open -= 1
 
     def _gauges(self, slot: int) -> tuple[int, int, float]:
