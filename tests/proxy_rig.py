@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import uvloop
@@ -20,7 +21,7 @@ import uvloop
 from lodestar_fast.clock import MonotonicClock
 from lodestar_fast.config import LimitsConfig
 from lodestar_fast.core.policies import Policy, RoundRobin
-from lodestar_fast.core.router import Decision, Event, Router
+from lodestar_fast.core.router import Event, Router
 from lodestar_fast.proxy.context import Context
 from lodestar_fast.proxy.downstream import Downstream
 from lodestar_fast.proxy.upstream import Pool
@@ -52,20 +53,24 @@ class Instance:
 
 
 class RecordingRouter:
-    """The real router; notes what it decided and was told. error: raised instead."""
+    """The real router; notes what it decided and was told. error: raised instead. full: no
+    ticket is left."""
 
     def __init__(self, policy: Policy) -> None:
         self.inner = Router(policy)
         self.routes: list[dict[str, Any]] = []
         self.events: list[tuple[int, Event, int, int]] = []
         self.error: Exception | None = None
+        self.full = False
         self.observing: Callable[..., None] = self.inner.observe
 
     def route(
         self, prompt: Any, now: float, prompt_tokens: int, seed: bytes, avoid: Any, streaming: bool
-    ) -> Decision:
+    ) -> Any:
         if self.error is not None:
             raise self.error
+        if self.full:
+            return SimpleNamespace(ticket=0)
         decision = self.inner.route(prompt, now, prompt_tokens, seed, avoid, streaming)
         self.routes.append(
             {"prompt": bytes(prompt), "seed": seed, "avoid": set(avoid), "streaming": streaming}

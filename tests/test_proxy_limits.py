@@ -256,6 +256,17 @@ async def test_no_instance(rig: Rig) -> None:
     assert rig.outcome() == (CHAT, "5xx", "engine_error")
 
 
+@with_rig()
+async def test_without_a_ticket_a_request_is_shed(rig: Rig) -> None:
+    rig.router.full = True
+    client = await rig.client()
+    client.post()
+    reply = await client.reply()
+    assert (reply.status, reply.error["code"]) == (503, "overloaded")
+    assert rig.outcome() == (CHAT, "5xx", "shed")
+    assert rig.router.events == []
+
+
 # -- our own failures --
 
 
