@@ -53,12 +53,13 @@ class Result:
         length = self.seconds - self.final_from
         return "final minute" if length == FINAL_SECONDS else f"final {length:.3g} s"
 
-    def final(self, policy: str) -> list[Record]:
-        """What arrived in that part."""
-        return [r for r in self.records[policy] if r.arrival >= self.final_from]
+    def answered(self, policy: str) -> list[Record]:
+        """What did not fail: times are of these, and how many failed is told beside them."""
+        return [r for r in self.records[policy] if not r.error]
 
-    def heuristics(self) -> list[str]:
-        return [policy for policy in self.records if policy != OURS]
+    def final(self, policy: str) -> list[Record]:
+        """What arrived in that part, and was answered."""
+        return [r for r in self.answered(policy) if r.arrival >= self.final_from]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def comparison(result: Result) -> list[Row]:
                 policy=policy,
                 requests=len(records),
                 failed=sum(bool(r.error) for r in records),
-                overall=distribution_ms(r.ttft for r in records)["mean"],
+                overall=distribution_ms(r.ttft for r in result.answered(policy))["mean"],
                 final=final,
                 ratio=mean / ours if ours and mean is not None else None,
                 tpot=distribution_ms(r.tpot for r in result.final(policy))["mean"],
@@ -241,7 +242,7 @@ def _figure(title: str, svg: str, caption: str, narrow: bool = False) -> str:
 
 
 def _figures(result: Result) -> list[str]:
-    runs = {row.policy: result.records[row.policy] for row in comparison(result)}
+    runs = {row.policy: result.answered(row.policy) for row in comparison(result)}
     start = (
         "The shaded start is decided by a heuristic, LMETRIC, while PyTorch loads and the first "
         f"measurements gather; from {result.took_over:.0f} s on the model decides. "

@@ -23,7 +23,6 @@ PLAIN_SECONDS = 5.0  # between lines where there is no terminal
 RECENT_SECONDS = 10.0
 MOST_ERRORS = 3  # that are listed
 
-
 # A client that sends one request in a hundred later than this measures itself.
 LATE_SECONDS = 0.05
 

@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import uvloop
 from rich.console import Console
 
@@ -150,7 +151,7 @@ class Demo:
             self.signal = number
             task.cancel()
 
-    async def _work(self, children: Children, client: Any) -> None:
+    async def _work(self, children: Children, client: aiohttp.ClientSession) -> None:
         args = self._args
         say(self._console, f"starting {len(self._policies)} fleets and routers")
         self._stacks = await start_stacks(
@@ -183,7 +184,9 @@ class Demo:
         for stack in self._stacks:
             self._preemptions[stack.policy] = await preemptions(client, stack)
 
-    async def _ask_about_model(self, client: Any, stack: Stack, board: Board) -> None:
+    async def _ask_about_model(
+        self, client: aiohttp.ClientSession, stack: Stack, board: Board
+    ) -> None:
         while True:
             status = await get_json(client, stack.admin_url + "/admin/model")
             if status:
