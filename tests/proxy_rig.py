@@ -217,7 +217,8 @@ class Rig:
             await engine.start()
             self.add(engine.port)
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: Downstream(self.context), "127.0.0.1", 0)
+        protocol: Any = Downstream  # duck-typed, as asyncio allows
+        self.server = await loop.create_server(lambda: protocol(self.context), "127.0.0.1", 0)
         self.port = self.server.sockets[0].getsockname()[1]
 
     def add(self, port: int) -> Instance:

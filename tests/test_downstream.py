@@ -206,7 +206,7 @@ async def test_early_bytes_are_bounded_and_none_is_lost(rig: Rig) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(big)
     client.send((head + big) * 40)
     await rig.engines[0].called()
-    await rig.until(lambda: client.writer.transport.get_write_buffer_size() > 0)  # type: ignore[attr-defined]
+    await rig.until(lambda: client.writer.transport.get_write_buffer_size() > 0)
     rig.expire()
     for i in range(40):
         assert (await client.reply()).status == (504 if i == 0 else 200)

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import random
+from typing import Any
 
 import openai
 import pytest
@@ -133,12 +134,17 @@ async def test_no_explanations_otherwise(rig: Rig) -> None:
     assert not [name for name, _ in reply.fields if name.lower().startswith("x-lodestar")]
 
 
-CHUNKS = [
+CHUNKS: list[dict[str, Any]] = [
     {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]},
     *({"choices": [{"index": 0, "delta": {"content": t}}]} for t in ("Hel", "lo")),
     {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}},
 ]
-ENVELOPE = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+ENVELOPE: dict[str, Any] = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion.chunk",
+    "created": 1,
+    "model": "m",
+}
 
 
 @with_rig()

@@ -16,7 +16,7 @@ from lodestar_fast.proxy.sse cimport Scanner, number
 from lodestar_fast.proxy.wire cimport Buffer, frame
 
 cdef enum:
-    HELD_MOST = 65536  # bytes of a first event; what is longer is let through
+    HELD_MOST = 16384  # bytes of a first event; what is longer is let through
 
 
 cdef class Client(Connection):
@@ -64,7 +64,9 @@ cdef class Reply:
         for part in answer.parts:
             self.scanner.feed(part)
         self.held_bytes += answer.size
-        self.held = answer.take() if self.held is None else self.held + answer.take()
+        if self.held is None:
+            self.held = []
+        self.held += answer.take()
         if self.scanner.events or self.scanner.other or self.held_bytes > HELD_MOST:
             return GOOD
         if not self.scanner.errors:
