@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,32 @@ def test_load_is_a_share_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     document = json.loads(path.read_text())
     assert document["runs"][0]["rate"] == pytest.approx(document["saturation_rate"] / 2, rel=1e-3)
     assert "saturation:" in capsys.readouterr().out
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def test_report_is_one_page_that_needs_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    events = tmp_path / "events.jsonl"
+    events.write_text('{"t": 5, "join": "l20"}\n')
+    pages = []
+    for _ in range(2):
+        simulate(
+            tmp_path,
+            *("--policy", "lmetric,lodestar", "--seeds", "2", "--events", str(events)),
+            *("--report", str(tmp_path / "page")),
+        )
+        pages.append((tmp_path / "page" / "index.html").read_text())
+    page = pages[0]
+    assert page == pages[1]
+    assert page.count("<svg") == 4
+    for text in ("2xa30+1xh100", "lmetric", "standard error", "3 joined", "2 h100"):
+        assert text in page
+    assert not re.search(r'(src|href)="(?!#)', page)
+    assert "report: " in capsys.readouterr().out
 
 
 # -- mistakes --------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loadgen": {"sim", "errors", "clock", "summary"},
     "replay": {"sim", "config", "errors", "clock", "summary", "terminal", "loadgen"},
     "simulate": {"sim", "core", "learner", "config", "errors", "clock"}
-    | {"summary", "slo", "terminal"},
+    | {"summary", "slo", "terminal", "plots", "report"},
     "demo": {"sim", "errors", "clock", "summary", "slo", "terminal", "loadgen", "replay", "report"},
 }
 FREE = {"cli", "__init__", "__main__"}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--jobs", type=at_least_one, default=1, metavar="N", help="processes to use [1]")
     add("--json", metavar="OUT", help="write the results as JSON")
+    add("--report", metavar="DIR", help="folder for an HTML page with table and drawings")
     add(
         "--no-wall-time",
         action="store_true",
@@ -200,11 +203,14 @@ def run(args: argparse.Namespace) -> int:
     tasks = [(seed, policy) for seed in seeds for policy in policies]
     runs: list[dict[str, Any]] = []
     done: list[Measured] = []
+    first: dict[str, Measured] = {}
     with progress.runs(len(tasks)):
         for measured in measure(plan, tasks, args.jobs, not args.no_wall_time, progress):
             done.append(measured)
             if len(done) == len(policies):  # of one seed: then its records can go
                 runs += list(_summaries(plan, trace.name, done, specs))
+                if args.report and not first:
+                    first = {each.policy: each for each in done}
                 done = []
     out = Console()
     if not out.is_terminal:
@@ -216,10 +222,18 @@ def run(args: argparse.Namespace) -> int:
             highlight=False,
             soft_wrap=True,
         )
-    out.print(result_table(runs, policies, _title(plan, trace.name, runs)))
+    title = _title(plan, trace.name, runs)
+    out.print(result_table(runs, policies, title))
     if args.json:
         more = {} if capacity is None else {"saturation_rate": round(capacity, 4)}
         write_json(args.json, document("simulate", runs, **more))
+    if args.report:
+        from lodestar_fast.simulate.page import write_page
+
+        labels = [f"{slot} {spec.gpu}" for slot, spec in enumerate(specs)]
+        command = shlex.join(["lodestar", *sys.argv[1:]])
+        path = write_page(args.report, title, command, runs, first, labels)
+        out.print(f"report: {path}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -99,18 +99,21 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def result_table(runs: Sequence[dict[str, Any]], policies: Sequence[str], title: str) -> Table:
-    """A line a policy. With several seeds each number is a mean over them."""
+STANDARD_ERROR = "+-"
+NOTE = f"{STANDARD_ERROR}: standard error of the mean TTFT over the seeds"
+
+
+def result_rows(
+    runs: Sequence[dict[str, Any]], policies: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and a row a policy, for terminal and page. With several seeds, means over them."""
     by_policy = {name: [run for run in runs if run["policy"] == name] for name in policies}
     several = len(runs) > len(policies)
     regret = any(run["regret_ms"]["mean"] is not None for run in runs)
     failed = any(run["failed"] for run in runs)
-    table = Table(title=title, title_justify="left")
-    head = ["", "TTFT mean", *(["+-"] if several else []), "p50", "p90", "p99", "TPOT", "hit"]
-    head += ["in time", "preempted", "learned"]
-    head += ["regret"] * regret + ["failed"] * failed
-    for name in head:
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    head = ["", "TTFT mean", *[STANDARD_ERROR] * several, "p50", "p90", "p99", "TPOT", "hit"]
+    head += ["in time", "preempted", "learned", *["regret"] * regret, *["failed"] * failed]
+    rows = []
     for name, its in by_policy.items():
         cells = [name, milliseconds(_mean(its, "ttft_ms", "mean"))]
         if several:
@@ -126,8 +129,18 @@ def result_table(runs: Sequence[dict[str, Any]], policies: Sequence[str], title:
             cells.append(milliseconds(_mean(its, "regret_ms", "mean")))
         if failed:
             cells.append(f"{_mean(its, 'failed') or 0:,.0f}")
+        rows.append(cells)
+    return head, rows
+
+
+def result_table(runs: Sequence[dict[str, Any]], policies: Sequence[str], title: str) -> Table:
+    head, rows = result_rows(runs, policies)
+    table = Table(title=title, title_justify="left")
+    for name in head:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for cells in rows:
         table.add_row(*cells)
-    if several:
-        table.caption = "+-: standard error of the mean TTFT over the seeds"
+    if STANDARD_ERROR in head:
+        table.caption = NOTE
         table.caption_justify = "left"
     return table
