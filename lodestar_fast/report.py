@@ -179,9 +179,9 @@ p { margin: .4rem 0; } .soft, figcaption { color: var(--soft); }
   border-left: 4px solid var(--series-0); }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
-th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--grid);
-  white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; }
+th, td { padding: .35rem .5rem; text-align: right; border-bottom: 1px solid var(--grid); }
+th { font-weight: 600; line-height: 1.3; vertical-align: bottom; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 tr.ours td { font-weight: 700; color: var(--series-0); }
 figure { margin: .6rem 0 0; } figcaption { max-width: 46rem; margin-top: .5rem; font-size: .95rem; }
