@@ -115,9 +115,11 @@ class Children:
         status = await child.process.wait()
         assert self._failed is not None
         if not self._failed.done():
-            ended = (
-                f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-            )
+            ended = f"ended with status {status}"
+            if status < 0:
+                ended = f"was ended by signal {-status}"
+            elif status == 0:
+                ended += ", as when somebody else sends it SIGTERM"
             self._failed.set_exception(child.error(ended))
             self._failed.exception()  # nobody need be waiting for it
 
