@@ -160,6 +160,14 @@ def test_coefficients_scale_every_engine() -> None:
     assert engine == spec("l20").scaled(c=0.5, h=2.0)
 
 
+def test_other_models_cost_otherwise(tmp_path: Path) -> None:
+    small, big = (
+        simulate(tmp_path, "--policy", "random", "--fleet", "2xh100", "--model", model)["runs"][0]
+        for model in ("qwen2.5-7b", "llama-3-70b")
+    )
+    assert small["tpot_ms"]["mean"] < 10 < big["tpot_ms"]["mean"]
+
+
 def test_the_delay_is_in_every_ttft(tmp_path: Path) -> None:
     near, far = (
         simulate(tmp_path, "--policy", "round_robin", "--delay", delay)["runs"][0]["ttft_ms"]["p50"]
@@ -245,6 +253,8 @@ MISTAKES: list[tuple[Sequence[str], Sequence[str]]] = [
     (["--trace", "nowhere"], ["nowhere", "No such file"]),
     (["--fleet", "2xa31"], ["--fleet", "unknown GPU 'a31'"]),
     (["--fleet", "2000xa30"], ["--fleet", "1024"]),
+    (["--model", "gpt-9"], ["--model", "gpt-9"]),
+    (["--model", "qwen2.5-7b", "--fleet", "2xa30"], ["--fleet", "'a30'", "qwen2.5-7b"]),
     (["--rate", "0"], ["--rate", "0 is not a positive number"]),
     (["--rate", "many"], ["--rate", "many"]),
     (["--load", "-1"], ["--load"]),

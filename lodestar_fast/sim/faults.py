@@ -28,7 +28,7 @@ from typing import Any
 import msgspec
 
 from lodestar_fast.errors import ConfigError
-from lodestar_fast.sim.gpus import EngineSpec, spec
+from lodestar_fast.sim.gpus import MODEL, EngineSpec, spec
 from lodestar_fast.sim.run import Simulation, most_engines
 
 ACTIONS = ("slow", "crash", "drain", "up", "join", "scrape_s", "scrape_loss", "freeze", "thaw")
@@ -49,19 +49,22 @@ class Fault:
 
 
 def read_events(
-    path: str | Path, fleet: Sequence[EngineSpec], factors: Mapping[str, float] | None = None
+    path: str | Path,
+    fleet: Sequence[EngineSpec],
+    factors: Mapping[str, float] | None = None,
+    model: str = MODEL,
 ) -> list[Call]:
     """The calls a Simulation of that fleet is to be given.
 
-    factors: of the cost coefficients of engines that join, as the fleet has them. Raises
-    ConfigError naming the file, the line and the field.
+    factors, model: of engines that join, as the fleet has them. Raises ConfigError naming the file,
+    the line and the field.
     """
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as e:
         raise ConfigError(f"--events: {path}: {e.strerror}") from None
     faults = [
-        _parse(line, f"{path}: line {number}")
+        _parse(line, f"{path}: line {number}", model)
         for number, line in enumerate(lines, 1)
         if line.strip() and not line.lstrip().startswith(b"#")
     ]
@@ -70,7 +73,7 @@ def read_events(
     return [(fault.time, _call(fault, factors or {})) for fault in faults]
 
 
-def _parse(line: bytes, where: str) -> Fault:
+def _parse(line: bytes, where: str, model: str) -> Fault:
     try:
         row = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
@@ -95,7 +98,7 @@ def _parse(line: bytes, where: str) -> Fault:
         if not isinstance(value, str):
             raise ConfigError(f"{where}: field `join`: not the name of a GPU")
         try:
-            value = spec(value)
+            value = spec(value, model=model)
         except ConfigError as e:
             raise ConfigError(f"{where}: field `join`: {e}") from None
     elif action == "scrape_s":

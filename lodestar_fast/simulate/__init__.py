@@ -19,9 +19,17 @@ from rich.console import Console
 
 from lodestar_fast.core.policies import POLICIES
 from lodestar_fast.errors import ConfigError
-from lodestar_fast.sim.faults import read_events
-from lodestar_fast.sim.gpus import COEFFICIENTS, GPUS, EngineSpec
-from lodestar_fast.simulate.plan import LEARNED, ORACLE, TRACE, Measured, Plan, fleet, workload
+from lodestar_fast.sim.gpus import COEFFICIENTS, GPUS, MODEL, MODELS, EngineSpec
+from lodestar_fast.simulate.plan import (
+    LEARNED,
+    ORACLE,
+    TRACE,
+    Measured,
+    Plan,
+    events,
+    fleet,
+    workload,
+)
 from lodestar_fast.simulate.saturation import saturation
 from lodestar_fast.simulate.show import Progress, result_table
 from lodestar_fast.simulate.workers import measure
@@ -82,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help=f"engines, COUNTxGPU+... of {', '.join(GPUS)} [8xa30]",
     )
+    add("--model", default=MODEL, choices=tuple(MODELS), help=f"what they serve [{MODEL}]")
     add(
         "--policy",
         default=DEFAULT,
@@ -188,8 +197,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not Path(args.json).parent.is_dir():
         raise ConfigError(f"--json: no folder {Path(args.json).parent}")
     specs = fleet(plan)
-    if plan.events:
-        read_events(plan.events, specs, plan.factors)
+    faults = events(plan, specs)
     seeds = range(args.seed, args.seed + args.seeds)
     trace = workload(plan, seeds[0])
     progress = Progress(Console(stderr=True))
@@ -198,8 +206,9 @@ def run(args: argparse.Namespace) -> int:
         with progress.during("finding saturation"):
             capacity = saturation(plan, seeds[0], progress.note)
         plan = replace(plan, rate=round(capacity * args.load, 4))
-    if plan.events and (text := _too_late(plan, workload(plan, seeds[0]).seconds)):
-        progress.warn(text)
+    late = [time for time, _ in faults if time > workload(plan, seeds[0]).seconds]
+    if late:
+        progress.warn(f"{plan.events}: t = {late[0]:g} is after the last arrival")
     tasks = [(seed, policy) for seed in seeds for policy in policies]
     runs: list[dict[str, Any]] = []
     done: list[Measured] = []
@@ -262,6 +271,7 @@ def _plan(args: argparse.Namespace) -> Plan:
             sizes[name] = value
     return Plan(
         fleet=args.fleet,
+        model=args.model,
         trace=args.trace or TRACE,
         rate=args.rate,
         time_scale=args.time_scale or 1.0,
@@ -292,15 +302,6 @@ def _coefficients(text: str | None) -> tuple[tuple[str, float], ...]:
                 f"--coefficients: {name}: `{value}` is not a positive number"
             ) from None
     return tuple(factors.items())
-
-
-def _too_late(plan: Plan, end: float) -> str:
-    """What to say of events that come when all requests have arrived; empty if none do."""
-    assert plan.events is not None
-    late = [time for time, _ in read_events(plan.events, fleet(plan), plan.factors) if time > end]
-    if not late:
-        return ""
-    return f"{plan.events}: t = {late[0]:g} is after the last arrival, at {end:.0f} s"
 
 
 def _summaries(

@@ -6,7 +6,7 @@ the three a run follows entirely, whoever makes it and whenever.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -17,7 +17,7 @@ from lodestar_fast.core.policies import POLICIES
 from lodestar_fast.errors import ConfigError, InvariantError
 from lodestar_fast.learner import Learner
 from lodestar_fast.sim.faults import Call, read_events
-from lodestar_fast.sim.gpus import EngineSpec, parse_fleet
+from lodestar_fast.sim.gpus import MODEL, EngineSpec, parse_fleet
 from lodestar_fast.sim.oracle import Oracle, Regret
 from lodestar_fast.sim.run import MOST_SLOTS, Job, Outcome, Simulation, make_jobs
 from lodestar_fast.sim.workload import Trace, read_trace
@@ -36,6 +36,7 @@ class Plan:
 
     fleet: str
     trace: str = TRACE
+    model: str = MODEL
     rate: float | None = None
     time_scale: float = 1.0
     seconds: float | None = None
@@ -74,10 +75,15 @@ class Measured:
 
 def fleet(plan: Plan) -> list[EngineSpec]:
     """Raises ConfigError for a fleet that cannot be."""
-    specs = parse_fleet(plan.fleet)
+    specs = parse_fleet(plan.fleet, model=plan.model)
     if len(specs) > MOST_SLOTS:
         raise ConfigError(f"--fleet {plan.fleet!r}: more than {MOST_SLOTS} engines")
     return [spec.scaled(**plan.factors) for spec in specs]
+
+
+def events(plan: Plan, specs: Sequence[EngineSpec]) -> list[Call]:
+    """What happens to that fleet. Raises ConfigError."""
+    return read_events(plan.events, specs, plan.factors, plan.model) if plan.events else []
 
 
 @lru_cache(maxsize=2)
@@ -130,7 +136,7 @@ def run_one(
     jobs = jobs_of(plan, seed)
     specs = fleet(plan)
     span = jobs[-1].arrival
-    calls: list[Call] = read_events(plan.events, specs, plan.factors) if plan.events else []
+    calls = events(plan, specs)
     if progress:
         calls += [
             (span * k / STEPS, lambda _, share=k / STEPS: progress(share))  # type: ignore[misc]
