@@ -18,18 +18,19 @@ TPOT_FACTOR = 2.0
 
 def in_time(fleet: Sequence[EngineSpec]) -> Callable[[Record], bool]:
     """Whether a request met both goals; one that failed did not, one token has no TPOT to judge."""
+    kinds = list(dict.fromkeys(fleet))  # of a thousand engines there may be three
 
     def judge(record: Record) -> bool:
         if record.error or record.ttft is None:
             return False
         tokens = record.prompt_tokens
-        ttft = min(spec.idle_ttft(tokens) for spec in fleet)
+        ttft = min(spec.idle_ttft(tokens) for spec in kinds)
         if record.ttft > max(TTFT_FACTOR * ttft, TTFT_FLOOR):
             return False
         if record.tpot is None:
             return True
         context = tokens + record.output_tokens / 2
-        tpot = min(spec.iteration_seconds(1, 0, context, 1) for spec in fleet)
+        tpot = min(spec.iteration_seconds(1, 0, context, 1) for spec in kinds)
         return record.tpot <= TPOT_FACTOR * tpot
 
     return judge

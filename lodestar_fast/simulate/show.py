@@ -63,7 +63,7 @@ class Progress:
     def ended(self) -> None:
         """One more run is."""
         self._done += 1
-        self._show(f"{self._done} of {self._total} runs", 0.0)
+        self._show("", 0.0)
 
     def note(self, text: str) -> None:
         """Something that is known now; on a terminal it takes the place of the last."""
@@ -74,12 +74,13 @@ class Progress:
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def _show(self, text: str, share: float) -> None:
+        if self._total:
+            text = f"{self._done} of {self._total} runs" + (f", {text}" if text else "")
         if self._bar is not None:
             self._bar.update(progress.TaskID(0), completed=self._done + share, description=text)
         elif self._clock.now() - self._told >= PLAIN_SECONDS:
             self._told = self._clock.now()
-            done = f"{self._done} of {self._total} runs, " if self._total else ""
-            self._console.print(done + text, highlight=False, soft_wrap=True)
+            self._console.print(text, highlight=False, soft_wrap=True)
 
 
 def _mean(runs: Sequence[dict[str, Any]], *path: str) -> float | None:
