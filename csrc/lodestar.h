@@ -23,6 +23,7 @@
 #include <stdint.h>
 
 #include "features.h"
+#include "model.h"
 
 enum ls_error {
     LS_ENONE = -1,      /* no instance may be chosen */
@@ -40,8 +41,6 @@ enum ls_error {
 #define LS_MAX_BLOCKS                                                                              \
     65536 /* 4 MiB of prompt at 64 bytes: a million tokens; the rest is not indexed */
 #define LS_MAX_TICKETS (1 << 24)
-#define LS_MAX_LAYERS 4
-#define LS_MAX_HIDDEN 128
 #define LS_TOKENS_MAX 100000000 /* counts beyond are nonsense; sums of them cannot overflow */
 
 static inline double ls_min(double a, double b) {
@@ -184,56 +183,6 @@ void ls_speed_note(struct ls_speed *speed, struct ls_speed_pool *pool, double at
  * not there. */
 void ls_speed_shrink(struct ls_speed_pool *pool, struct ls_speed *first, const uint8_t *used,
                      uint32_t n, size_t stride);
-
-/* ---- mlp.c: the model ---------------------------------------------------------------------------
- *
- *   T = max(linear . x, 1e-4) * exp(clip(mlp(clip(x)), -bound, bound))     seconds to first token
- *
- * The linear part is physical: it may be trusted away from the data. The MLP corrects it by a
- * bounded factor, and only rows inside the range seen in training. Blob, little endian, W =
- * LS_WIDTH:
- *
- *   u32 magic  u32 format  u64 schema  u32 version  u32 W  u32 L  [u32 dims[L + 1] if L > 0]
- *   f32 bound  f32 linear[W]
- *   if L > 0:  f32 clip_low[W]  clip_high[W]  range_low[W]  range_high[W]
- *              then for each layer  f32 weight[out][in]  f32 bias[out];  ReLU between layers
- *
- * dims[0] = W, dims[L] = 1, hidden 1..LS_MAX_HIDDEN. Every number is finite, but ranges may be
- * infinite.
- */
-#define LS_BLOB_MAGIC 0x4C535742u
-#define LS_BLOB_FORMAT 1u
-#define LS_LANES 8 /* layers are padded to this many outputs: two vector registers of 128 bits */
-#define LS_PAD(n) (((n) + LS_LANES - 1) / LS_LANES * LS_LANES)
-#define LS_MAX_PARAMS                                                                              \
-    (LS_MAX_HIDDEN * LS_PAD(LS_WIDTH) +                                                            \
-     (LS_MAX_LAYERS - 1) * LS_MAX_HIDDEN * (LS_MAX_HIDDEN + 1) + LS_LANES * (LS_MAX_HIDDEN + 1))
-
-struct ls_model {
-    uint32_t version, layers, dims[LS_MAX_LAYERS + 1];
-    float bound;
-    float linear[LS_WIDTH];
-    float clip_low[LS_WIDTH], clip_high[LS_WIDTH], range_low[LS_WIDTH], range_high[LS_WIDTH];
-    /* per layer: weight[in][padded out], bias[padded out]; padding is 0 */
-    float params[LS_MAX_PARAMS];
-};
-
-/* Check all, then fill model. On failure (LS_EMAGIC to LS_EVALUE) its contents are undefined. */
-int ls_model_load(struct ls_model *model, const void *blob, size_t bytes);
-
-/* For n rows of LS_WIDTH: seconds[i], at most 1e9; outside[i] = 1 if the row's range forbade
- * correction. */
-void ls_model_score(const struct ls_model *model, const float *rows, uint32_t n, float *seconds,
-                    uint8_t *outside);
-
-/* FNV-1a over "name|unit|scale;" of all rows, scale as written in features.h. */
-uint64_t ls_schema_hash(void);
-
-struct ls_feature_row {
-    const char *name, *unit, *scale_text, *help;
-    double scale;
-};
-extern const struct ls_feature_row ls_feature_table[LS_WIDTH];
 
 /* ---- the router ------------------------------------------------------------------------------ */
 enum ls_reason {

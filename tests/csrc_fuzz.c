@@ -311,10 +311,7 @@ static void make_blob(void) {
     if (layers) dims[layers] = 1;
     uint32_t head[] = {LS_BLOB_MAGIC, LS_BLOB_FORMAT}, rest[] = {7, LS_WIDTH, layers};
     uint64_t schema = ls_schema_hash();
-    blob_bytes = 0;
-    put(head, sizeof head);
-    put(&schema, sizeof schema);
-    put(rest, sizeof rest);
+    blob_bytes = 0, put(head, sizeof head), put(&schema, sizeof schema), put(rest, sizeof rest);
     if (layers) put(dims, (layers + 1) * sizeof *dims);
     put_floats(1, 0, 2);
     put_floats(LS_WIDTH, -1, 1);
@@ -326,9 +323,19 @@ static void make_blob(void) {
     for (uint32_t i = 0; i < layers; i++) put_floats(dims[i + 1] * (dims[i] + 1), -1, 1);
 }
 
-static void fuzz_blobs(struct ls_model *model) {
+static void score(struct ls_model *model, uint32_t n) {
     float rows[9 * LS_WIDTH], seconds[9];
     uint8_t outside[9];
+    for (uint32_t i = 0; i < n * LS_WIDTH; i++)
+        rows[i] = (float)(4 * ls_random(&state) - 2) * (below(20) ? 1.f : 1e30f);
+    for (int simd = 0; simd < LS_SIMDS && ls_simd_has((enum ls_simd)simd); simd++) {
+        model->simd = (enum ls_simd)simd;
+        ls_model_score(model, rows, n, seconds, outside);
+        for (uint32_t i = 0; i < n; i++) CHECK(seconds[i] >= 0 && seconds[i] <= 1e9f);
+    }
+}
+
+static void fuzz_blobs(struct ls_model *model) {
     for (uint32_t round = 0; round < 60; round++) {
         make_blob();
         CHECK(ls_model_load(model, blob, blob_bytes) == 0);
@@ -343,13 +350,7 @@ static void fuzz_blobs(struct ls_model *model) {
             frozen = 1;
             int error = ls_model_load(model, cut, bytes);
             CHECK(error == 0 || (error <= LS_EMAGIC && error >= LS_EVALUE));
-            if (error == 0) {
-                uint32_t n = 1 + below(9);
-                for (uint32_t i = 0; i < n * LS_WIDTH; i++)
-                    rows[i] = (float)(4 * ls_random(&state) - 2) * (below(20) ? 1.f : 1e30f);
-                ls_model_score(model, rows, n, seconds, outside);
-                for (uint32_t i = 0; i < n; i++) CHECK(seconds[i] >= 0 && seconds[i] <= 1e9f);
-            }
+            if (error == 0) score(model, 1 + below(9));
             frozen = 0;
             free(cut);
         }

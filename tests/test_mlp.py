@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodestar_fast import features
-from lodestar_fast.core.policies import POLICIES, Lodestar
+from lodestar_fast.core.policies import POLICIES, SIMDS, Lodestar
 from lodestar_fast.errors import BlobError
 from tests.oracle import Array, Model, rows
 
 SHAPES = [None, [], [1], [7], [24, 24], [32, 32], [128, 128, 128]]
+each_simd = pytest.mark.parametrize("simd", SIMDS)
 
 
 def load(model: Model) -> Lodestar:
@@ -21,23 +22,53 @@ def load(model: Model) -> Lodestar:
     return policy
 
 
-def predict(policy: Lodestar, x: Array) -> tuple[Array, int]:
+def predict(policy: Lodestar, x: Array, simd: str | None = None) -> tuple[Array, int]:
     seconds = np.empty(len(x), "<f4")
-    return seconds, policy.predict(x, seconds)
+    return seconds, policy.predict(x, seconds, simd=simd)
 
 
 @pytest.mark.parametrize("hidden", SHAPES, ids=str)
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 16, 33])
-def test_numpy_agrees(hidden: list[int] | None, n: int) -> None:
+@pytest.mark.parametrize("n", [*range(1, 8), 16, 33])
+@each_simd
+def test_numpy_agrees(hidden: list[int] | None, n: int, simd: str) -> None:
     model = Model(hidden, seed=n)
     x = rows(n, seed=n)
-    seconds, outside = predict(load(model), x)
+    x[:, ::3] = x[0, ::3]  # columns of the request
+    seconds, outside = predict(load(model), x, simd)
     assert outside == 0
     np.testing.assert_allclose(seconds, model.predict(x), rtol=1e-5)
 
 
+@pytest.mark.parametrize("hidden", SHAPES, ids=str)
+def test_variants_agree(hidden: list[int] | None) -> None:
+    policy, x = load(Model(hidden, seed=3)), rows(50, seed=4)
+    plain, _ = predict(policy, x, "portable")
+    for simd in SIMDS:
+        np.testing.assert_allclose(predict(policy, x, simd)[0], plain, rtol=1e-5)
+    assert predict(policy, x)[0].tolist() == predict(policy, x, [*SIMDS][-1])[0].tolist()
+
+
+def test_instructions_that_are_not_there_are_refused() -> None:
+    policy, x = load(Model([8])), rows(3)
+    before, _ = predict(policy, x)
+    with pytest.raises(KeyError):
+        predict(policy, x, "abacus")
+    assert predict(policy, x)[0].tolist() == before.tolist()
+
+
+def test_rows_far_apart_in_one_call_do_not_touch_each_other() -> None:
+    """Units that are off in some rows of a block and on in others; equal rows among them."""
+    policy = load(Model([128, 128, 128], seed=7))
+    x = rows(40, seed=8) * np.linspace(-2, 2, 40, dtype="<f4")[:, None]
+    x[5] = x[6] = x[7]
+    together, _ = predict(policy, x)
+    alone = np.concatenate([predict(policy, x[i : i + 1])[0] for i in range(40)])
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
 @pytest.mark.parametrize("hidden", [[24, 24], [128, 128, 128]], ids=str)
-def test_pytorch_agrees(hidden: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+@each_simd
+def test_pytorch_agrees(hidden: list[int], simd: str, capsys: pytest.CaptureFixture[str]) -> None:
     torch = pytest.importorskip("torch")
     model, x = Model(hidden, seed=5), rows(64, seed=6)
     net = torch.nn.Sequential()
@@ -52,29 +83,31 @@ def test_pytorch_agrees(hidden: list[int], capsys: pytest.CaptureFixture[str]) -
         log_factor = net(inputs)[:, 0].clip(-model.bound, model.bound)
         base = (torch.tensor(x) @ torch.tensor(model.linear)).clip(min=1e-4)
         wanted = (base * torch.exp(log_factor)).numpy()
-    got, _ = predict(load(model), x)
+    got, _ = predict(load(model), x, simd)
     worst = float(np.max(np.abs(got - wanted) / np.abs(wanted)))
     with capsys.disabled():
         print(f" worst relative difference {worst:.1e}", end="")
     assert worst <= 1e-5
 
 
-def test_inputs_are_clipped_and_the_output_is_bounded() -> None:
+@each_simd
+def test_inputs_are_clipped_and_the_output_is_bounded(simd: str) -> None:
     model = Model([8], seed=1)
     x = rows(40, seed=2) * 100
-    got, _ = predict(load(model), x)
+    got, _ = predict(load(model), x, simd)
     np.testing.assert_allclose(got, model.predict(x), rtol=1e-5)
     factor = got / (x @ model.linear)
     assert factor.max() <= 2.00001 and factor.min() >= 0.49999
 
 
-def test_a_row_outside_the_range_gets_the_linear_part_alone() -> None:
+@each_simd
+def test_a_row_outside_the_range_gets_the_linear_part_alone(simd: str) -> None:
     model = Model([8], seed=1)
     model.range_low[:], model.range_high[:] = 0.0, 1.5
     x = rows(10, seed=2)
     x[3, 4] = 1.6
     x[7, 0] = -0.1
-    got, outside = predict(load(model), x)
+    got, outside = predict(load(model), x, simd)
     assert outside == 2
     np.testing.assert_allclose(got, model.predict(x), rtol=1e-5)
     assert got[3] == pytest.approx(float(x[3] @ model.linear), rel=1e-6)
@@ -86,26 +119,29 @@ def test_a_range_of_nothing_puts_all_rows_outside() -> None:
     assert predict(load(model), rows(5))[1] == 5
 
 
-def test_a_linear_prediction_is_never_below_its_floor() -> None:
+@each_simd
+def test_a_linear_prediction_is_never_below_its_floor(simd: str) -> None:
     model = Model(None)
     model.linear[:] = -1
-    assert predict(load(model), rows(3))[0].tolist() == pytest.approx([1e-4] * 3)
+    assert predict(load(model), rows(3), simd)[0].tolist() == pytest.approx([1e-4] * 3)
 
 
-def test_what_is_no_number_is_the_worst_prediction_and_not_the_best() -> None:
+@each_simd
+def test_what_is_no_number_is_the_worst_prediction_and_not_the_best(simd: str) -> None:
     model = Model(None)
     model.linear[:2] = 3e38, -3e38  # infinity less infinity
-    got, _ = predict(load(model), np.full((3, features.WIDTH), 1000, "<f4"))
+    got, _ = predict(load(model), np.full((3, features.WIDTH), 1000, "<f4"), simd)
     assert got.tolist() == [1e9] * 3
 
 
-def test_a_correction_that_is_no_number_is_none() -> None:
+@each_simd
+def test_a_correction_that_is_no_number_is_none(simd: str) -> None:
     model = Model([2])
     weight, _ = model.layers[1]
     model.layers[0][0][:], model.layers[0][1][:] = 3e38, 3e38
     weight[:] = [[3e38, -3e38]]  # infinity less infinity
     x = rows(4)
-    got, _ = predict(load(model), x)
+    got, _ = predict(load(model), x, simd)
     np.testing.assert_allclose(got, x @ model.linear, rtol=1e-5)
 
 

@@ -4,6 +4,10 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
+cdef extern from "<stdlib.h>" nogil:  # C11, not in libc.stdlib
+    void *aligned_alloc(size_t alignment, size_t size) noexcept
+
+
 cdef extern from "lodestar.h" nogil:
     enum: LS_WIDTH
     enum: LS_ENONE
@@ -19,6 +23,7 @@ cdef extern from "lodestar.h" nogil:
     enum: LS_INDEX_MIN_BYTES
     enum: LS_BOUNDS
     enum: LS_REASONS
+    enum: LS_SIMDS
 
     enum ls_reason:
         LS_LEARNED
@@ -77,7 +82,10 @@ cdef extern from "lodestar.h" nogil:
 
     struct ls_model:
         uint32_t version
+        int simd
 
+    const char *const *ls_simd_names
+    int ls_simd_has(int simd) noexcept
     int ls_model_load(ls_model *model, const void *blob, size_t size) noexcept
     void ls_model_score(
         const ls_model *model, const float *rows, uint32_t n, float *seconds,

@@ -73,12 +73,14 @@ class Lodestar(Policy):
     def kv_weight(self) -> float: ...
     @property
     def kv_start(self) -> float: ...
-    def predict(self, rows: Any, seconds: Any) -> int:
+    def predict(self, rows: Any, seconds: Any, *, simd: str | None = None, repeat: int = 1) -> int:
         """Score rows of scaled features, outside any decision: for tests, benches, validation.
 
         rows: buffer of float32 [n][WIDTH]; seconds: writable buffer of float32 [n], filled with
-        predicted TTFTs. Returns how many rows were out of range. Raises ValueError if sizes differ
-        or there are no weights.
+        predicted TTFTs; simd: a key of SIMDS, the best one if None; repeat: so often, for timing.
+        Returns how many rows were out of range. Raises ValueError if sizes differ or there are no
+        weights, KeyError for instructions that this processor lacks.
         """
 
+SIMDS: dict[str, int]  # what this processor can run of "portable", "avx2"; the last one is used
 POLICIES: dict[str, type[Policy]]

@@ -9,14 +9,15 @@ an idle fleet would send all its load to the first instance.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
 cimport cython
 from libc.math cimport NAN, sqrt
+from libc.stdlib cimport free
 
 from lodestar_fast.core.lodestar cimport (
     LS_COLD, LS_EFORMAT, LS_EMAGIC, LS_ESCHEMA, LS_ESIZE, LS_EVALUE, LS_GUARD, LS_HEURISTIC,
-    LS_LEARNED, LS_ONLY_ONE, LS_OUT_OF_RANGE, LS_REASONS, LS_WIDTH, ls_candidate,
-    ls_feature_table, ls_model_load, ls_model_score, ls_random,
+    LS_LEARNED, LS_ONLY_ONE, LS_OUT_OF_RANGE, LS_REASONS, LS_SIMDS, LS_WIDTH, aligned_alloc,
+    ls_candidate, ls_feature_table, ls_model_load, ls_model_score, ls_random, ls_simd_has,
+    ls_simd_names,
 )
 
 from lodestar_fast.core.enums import Reason
@@ -292,11 +293,7 @@ cdef class Lodestar(Policy):
     name = "lodestar"
 
     def __cinit__(
-        self,
-        *,
-        double margin=1.10,
-        double load_weight=0.005,
-        double kv_weight=2.0,
+        self, *, double margin=1.10, double load_weight=0.005, double kv_weight=2.0,
         double kv_start=0.85,
     ):
         if not margin >= 1:
@@ -307,12 +304,12 @@ cdef class Lodestar(Policy):
         self.load_weight = load_weight
         self.kv_weight = kv_weight
         self.kv_start = kv_start
-        self.buffers = <ls_model *>PyMem_Calloc(2, sizeof(ls_model))
+        self.buffers = <ls_model *>aligned_alloc(64, 2 * sizeof(ls_model))
         if self.buffers == NULL:
             raise MemoryError
 
     def __dealloc__(self):
-        PyMem_Free(self.buffers)
+        free(self.buffers)
 
     cdef double score(self, Candidates c, Py_ssize_t i) noexcept:
         cdef const ls_candidate *x = &c.r.candidates[i]
@@ -370,21 +367,24 @@ cdef class Lodestar(Policy):
         """Of the weights in use, 0 if none."""
         return self.model.version if self.model != NULL else 0
 
-    def predict(self, rows, seconds):
-        """Score rows of scaled features, outside any decision: for tests, benches, validation.
-
-        rows: buffer of float32 [n][WIDTH]; seconds: writable buffer of float32 [n], filled with
-        predicted TTFTs. Returns how many rows were out of range. Raises ValueError if sizes differ
-        or there are no weights.
-        """
+    def predict(self, rows, seconds, *, str simd=None, Py_ssize_t repeat=1):
+        """Score rows of scaled features, outside any decision: for tests, benches, validation."""
         cdef const float[::1] x = memoryview(rows).cast("B").cast("f")
         cdef float[::1] out = memoryview(seconds).cast("B").cast("f")
         cdef Py_ssize_t n = out.shape[0]
         if self.model == NULL or not 0 < n <= LS_MAX_INSTANCES or x.shape[0] != n * LS_WIDTH:
             raise ValueError(f"{x.shape[0]} numbers for {n} rows, or no weights are loaded")
-        ls_model_score(self.model, &x[0], <uint32_t>n, &out[0], self.outside)
+        best = self.model.simd
+        if simd is not None:
+            self.model.simd = SIMDS[simd]
+        for _ in range(repeat):
+            ls_model_score(self.model, &x[0], <uint32_t>n, &out[0], self.outside)
+        self.model.simd = best
         return sum([self.outside[i] for i in range(n)])
 
+
+# What this processor can run; the last one is used.
+SIMDS = {ls_simd_names[i].decode(): i for i in range(LS_SIMDS) if ls_simd_has(i)}
 
 cdef dict FAULTS = {
     LS_EMAGIC: "not a weight blob",
