@@ -12,7 +12,9 @@ __extension__ typedef unsigned __int128 ls_u128;
 
 static inline uint64_t mix(uint64_t a, uint64_t b) {
     ls_u128 product = (ls_u128)a * b;
-    return (uint64_t)product ^ (uint64_t)(product >> 64);
+    uint64_t folded = (uint64_t)product ^ (uint64_t)(product >> 64);
+    __asm__("" : "+r"(folded)); /* or GCC keeps both halves until it has to spill them */
+    return folded;
 }
 
 static inline uint64_t word(const uint8_t *p) {
@@ -58,6 +60,12 @@ static inline uint64_t chain(const struct ls_key *key, uint64_t before, uint64_t
     return mix(before ^ key->word[2], digested ^ key->word[6]);
 }
 
+static inline void hash_run(const struct ls_key *key, uint64_t hash, const uint8_t *p,
+                            uint32_t block_bytes, uint64_t *out, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++, p += block_bytes)
+        out[i] = hash = chain(key, hash, digest(key, p, block_bytes));
+}
+
 uint32_t ls_hash_blocks(const struct ls_key *key, const void *seed, size_t seed_bytes,
                         const void *data, size_t data_bytes, uint32_t block_bytes, uint64_t *out,
                         uint32_t max) {
@@ -71,8 +79,9 @@ uint32_t ls_hash_blocks(const struct ls_key *key, const void *seed, size_t seed_
     }
     size_t blocks = data_bytes / block_bytes;
     uint32_t n = blocks < max ? (uint32_t)blocks : max;
-    const uint8_t *p = data;
-    for (uint32_t i = 0; i < n; i++, p += block_bytes)
-        out[i] = hash = chain(key, hash, digest(key, p, block_bytes));
+    if (block_bytes == 64) /* the usual size, known to the compiler: no loop inside a block */
+        hash_run(key, hash, data, 64, out, n);
+    else
+        hash_run(key, hash, data, block_bytes, out, n);
     return n;
 }

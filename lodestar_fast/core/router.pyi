@@ -137,10 +137,10 @@ class Router:
     # -- for tests and benches --
     def _hash(self, prompt: bytes, seed: bytes = b"") -> list[int]:
         """Chained hashes of the prompt's whole blocks."""
-    def _hash_count(self, prompt: bytes, seed: bytes = b"") -> int:
-        """Hash as route() does; how many blocks."""
-    def _match(self, prompt: bytes, seed: bytes = b"") -> dict[int, int]:
-        """{slot: blocks of this prompt it is believed to hold}."""
+    def _hash_count(self, prompt: bytes, repeat: int = 1) -> int:
+        """Hash as route() does, so often; how many blocks."""
+    def _match(self, prompt: bytes, seed: bytes = b"", repeat: int = 1) -> dict[int, int]:
+        """{slot: blocks of this prompt it is believed to hold}. Hashed once, looked up so often."""
     def _ring(self, slot: int, name: str) -> list[float]:
         """The values of a ring, newest first: "ttft", "prefill_rate" or "inter_token"."""
     def _check(self) -> None:

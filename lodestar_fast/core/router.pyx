@@ -338,14 +338,18 @@ cdef class Router:
         cdef uint32_t n = self.hash_into(prompt, seed)
         return [self.r.hashes[i] for i in range(n)]
 
-    def _hash_count(self, bytes prompt not None, bytes seed not None=b""):
-        return self.hash_into(prompt, seed)
+    def _hash_count(self, bytes prompt not None, Py_ssize_t repeat=1):
+        cdef uint32_t n = 0
+        for _ in range(repeat):
+            n = self.hash_into(prompt, b"")
+        return n
 
-    def _match(self, bytes prompt not None, bytes seed not None=b""):
+    def _match(self, bytes prompt not None, bytes seed not None=b"", Py_ssize_t repeat=1):
         """{slot: blocks of this prompt it is believed to hold}."""
         cdef uint32_t n = self.hash_into(prompt, seed)
-        memset(self.r.hits, 0, self.r.slots * sizeof(uint32_t))
-        ls_index_match(self.r.index, self.r.hashes, n, self.r.hits)
+        for _ in range(repeat):
+            memset(self.r.hits, 0, self.r.slots * sizeof(uint32_t))
+            ls_index_match(self.r.index, self.r.hashes, n, self.r.hits)
         return {slot: self.r.hits[slot] for slot in range(self.r.slots) if self.r.hits[slot]}
 
     cdef uint32_t hash_into(self, bytes prompt, bytes seed) noexcept:
