@@ -64,7 +64,7 @@ def test_document_has_every_field(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert runs["oracle"]["regret_ms"]["mean"] == 0.0
     assert runs["oracle"]["ttft_ms"]["mean"] < runs["least_request"]["ttft_ms"]["mean"]
     printed = capsys.readouterr().out
-    for name in (*runs, "TTFT mean", "regret", "learned"):
+    for name in (*runs, "TTFT ms", "regret ms", "learned"):
         assert name in printed
 
 
@@ -147,6 +147,17 @@ def test_a_short_trace_is_repeated(tmp_path: Path) -> None:
     assert 240 < len(trace.requests) < 360
     assert len({r.runs for r in trace.requests}) == len(trace.requests)
     assert trace.seconds > 58
+
+
+def test_a_trace_of_one_request(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"meta": {}}\n{"t": 3, "in": 100, "out": 1}\n')
+    out = tmp_path / "out.json"
+    options = ["--trace", str(path), "--policy", "all", "--learner", "linear"]
+    assert main(["simulate", *options, "--json", str(out)]) == 0
+    for run in json.loads(out.read_text())["runs"]:
+        assert (run["requests"], run["failed"], run["rate"]) == (1, 0, None)
+        assert run["ttft_ms"]["mean"] > 0 and run["tpot_ms"]["mean"] is None
 
 
 def test_the_packaged_trace_comes_in_a_size_for_small_gpus(tmp_path: Path) -> None:
@@ -318,4 +329,4 @@ def test_table_means_over_seeds() -> None:
 
     table = result_table([run(1, 100.0), run(2, 200.0)], ["p"], "title")
     cells = [list(column.cells)[0] for column in table.columns]
-    assert cells == ["p", "150 ms", "50 ms", *["150 ms"] * 4, "-", "50.0%", "2", "-"]
+    assert cells == ["p", "150", "50.0", *["150"] * 4, "-", "50.0%", "2", "-"]

@@ -36,6 +36,7 @@ from lodestar_fast.simulate.workers import measure
 from lodestar_fast.slo import in_time
 from lodestar_fast.summary import document, run_summary, write_json
 
+WIDTH = 120  # of the widest table, in characters
 BASELINE = "least_request"  # of worst_window_ratio
 DEFAULT = f"{BASELINE},prefix_cache,lmetric,{LEARNED}"
 # Without --trace: the packaged one as the paper that it is known from sizes it for small GPUs.
@@ -222,8 +223,8 @@ def run(args: argparse.Namespace) -> int:
                     first = {each.policy: each for each in done}
                 done = []
     out = Console()
-    if not out.is_terminal:
-        out = Console(width=120)
+    if not out.is_terminal or out.width < WIDTH:  # rather wrapped lines than numbers cut off
+        out = Console(width=WIDTH)
     if capacity is not None:
         out.print(
             f"saturation: {capacity:.3g} req/s for the clairvoyant greedy; "
@@ -327,9 +328,10 @@ def _summaries(
 
 def _title(plan: Plan, trace: str, runs: Sequence[dict[str, Any]]) -> str:
     seeds = len({run["seed"] for run in runs})
-    requests = runs[0]["requests"]
+    some = runs[0]
+    rate = f" at {some['rate']:.4g} req/s" if some["rate"] else ""
     return (
-        f"{plan.fleet}, {trace} at {runs[0]['rate']:.4g} req/s, {requests:,} requests"
-        + (f", means over {seeds} seeds" if seeds > 1 else f", seed {runs[0]['seed']}")
+        f"{plan.fleet}, {trace}{rate}, {some['requests']:,} requests"
+        + (f", means over {seeds} seeds" if seeds > 1 else f", seed {some['seed']}")
         + (f", with {plan.events}" if plan.events else "")
     )

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from rich import progress
+from rich import box, progress
 from rich.console import Console
 from rich.table import Table
 
 from lodestar_fast.clock import MonotonicClock
-from lodestar_fast.terminal import PLAIN_SECONDS, milliseconds
+from lodestar_fast.terminal import PLAIN_SECONDS
 
 
 class Progress:
@@ -96,6 +96,13 @@ def _mean(runs: Sequence[dict[str, Any]], *path: str) -> float | None:
     return fmean(values)
 
 
+def _ms(value: float | None) -> str:
+    """A number of milliseconds; the head names the unit, so that a row fits a screen."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
@@ -112,22 +119,22 @@ def result_rows(
     several = len(runs) > len(policies)
     regret = any(run["regret_ms"]["mean"] is not None for run in runs)
     failed = any(run["failed"] for run in runs)
-    head = ["", "TTFT mean", *[STANDARD_ERROR] * several, "p50", "p90", "p99", "TPOT", "hit"]
-    head += ["in time", "preempted", "learned", *["regret"] * regret, *["failed"] * failed]
+    head = ["", "TTFT ms", *[STANDARD_ERROR] * several, "p50", "p90", "p99", "TPOT ms", "hit"]
+    head += ["in time", "preempted", "learned", *["regret ms"] * regret, *["failed"] * failed]
     rows = []
     for name, its in by_policy.items():
-        cells = [name, milliseconds(_mean(its, "ttft_ms", "mean"))]
+        cells = [name, _ms(_mean(its, "ttft_ms", "mean"))]
         if several:
             means = [run["ttft_ms"]["mean"] for run in its]
             known = None not in means
-            cells.append(milliseconds(stdev(means) / len(means) ** 0.5) if known else "-")
-        cells += [milliseconds(_mean(its, "ttft_ms", p)) for p in ("p50", "p90", "p99")]
-        cells += [milliseconds(_mean(its, "tpot_ms", "mean"))]
+            cells.append(_ms(stdev(means) / len(means) ** 0.5) if known else "-")
+        cells += [_ms(_mean(its, "ttft_ms", p)) for p in ("p50", "p90", "p99")]
+        cells += [_ms(_mean(its, "tpot_ms", "mean"))]
         cells += [_percent(_mean(its, key)) for key in ("hit_ratio", "slo_attainment")]
         cells.append(f"{_mean(its, 'preemptions') or 0:,.0f}")
         cells.append(_percent(_mean(its, "learned_share")) if name == "lodestar" else "-")
         if regret:
-            cells.append(milliseconds(_mean(its, "regret_ms", "mean")))
+            cells.append(_ms(_mean(its, "regret_ms", "mean")))
         if failed:
             cells.append(f"{_mean(its, 'failed') or 0:,.0f}")
         rows.append(cells)
@@ -136,7 +143,7 @@ def result_rows(
 
 def result_table(runs: Sequence[dict[str, Any]], policies: Sequence[str], title: str) -> Table:
     head, rows = result_rows(runs, policies)
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in head:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for cells in rows:
