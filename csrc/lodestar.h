@@ -194,6 +194,10 @@ enum ls_reason {
     LS_HEURISTIC,
     LS_ONLY_ONE,
     LS_ERROR,
+    LS_SHADOW,
+    LS_CONTROL,
+    LS_DEMOTED,
+    LS_ABSURD,
     LS_REASONS
 };
 enum ls_event {
@@ -217,6 +221,8 @@ struct ls_view {
     double occupancy, overdue, inter_token;
     double reported_running, reported_waiting, reported_kv_usage, report_age;
 };
+
+#define LS_IDLE_SECONDS 0.02 /* to a first token with nothing to compute, before a model knows */
 
 /* An instance that may be chosen; row i of the matrix belongs to candidate i. */
 struct ls_candidate {
@@ -243,6 +249,7 @@ struct ls_sample {
     double dispatched;
     float x[LS_WIDTH];
     float ttft, e2e, tpot, predicted, propensity; /* NaN where not known */
+    float reference; /* TTFT by plain physics of what the fallback would choose, or NaN */
     uint32_t prompt_tokens, output_tokens, cached_tokens, hit_tokens, weights_version;
     uint16_t slot;
     uint8_t reason, event;
@@ -281,7 +288,7 @@ struct ls_ticket {
     uint32_t prompt_tokens, own_tokens, hit_tokens, output_tokens, cached_tokens, usage_tokens;
     uint32_t weights_version;
     size_t prompt_bytes;
-    float predicted, expected;
+    float predicted, expected, reference;
     uint16_t slot;
     uint8_t state, reason, streaming;
     float x[LS_WIDTH]; /* the row that the decision used: what the learner gets */
@@ -301,9 +308,12 @@ struct ls_router {
 
     /* Of the decision being made: filled by prepare, read by the policy, used by commit. */
     double now;
+    const struct ls_request *request; /* until commit */
     uint32_t prompt_tokens, blocks, n;
+    uint32_t known; /* blocks of the prompt that were seen before, on whatever instance */
     size_t prompt_bytes;
     int streaming;
+    float reference; /* for the sample; a policy may set it, NaN before */
     struct ls_candidate *candidates;
     float *rows; /* n rows of LS_WIDTH */
     uint64_t *hashes;
@@ -328,6 +338,9 @@ double ls_router_bytes_per_token(const struct ls_router *r);
 
 /* Fill candidates and rows. Returns n >= 1, or LS_ENONE. */
 int ls_router_prepare(struct ls_router *r, const struct ls_request *request, double now);
+
+/* Hash of the whole prompt of the decision being made, the partial last block included. */
+uint64_t ls_router_prompt_key(const struct ls_router *r);
 
 /* Dispatch to candidate i of the last prepare. Returns the ticket, or 0 if the table is full (the
  * request is then not tracked). predicted: seconds, NaN if no model was asked. */

@@ -12,7 +12,6 @@
 #define SHRINK_EVERY 0.02   /* seconds; more often would not change a decision */
 #define FIRST_RATIO 4.0     /* bytes per token of English text before any usage was seen ... */
 #define FIRST_TOKENS 2000.0 /* ... and the tokens it weighs as much as */
-#define IDLE_SECONDS 0.02   /* a first token with nothing to compute, before a model knows better */
 #define HEAD_PROGRESS 0.9   /* at most this much of the oldest request is believed computed */
 
 struct ls_router *ls_router_new(const struct ls_config *config) {
@@ -171,7 +170,7 @@ static void fill_candidate(struct ls_router *r, uint32_t slot, struct ls_candida
         .queued = (float)v.queued,
         .speed = (float)v.speed,
         .occupancy = (float)v.occupancy,
-        .expected = (float)(IDLE_SECONDS + v.speed * (v.own + v.queued)),
+        .expected = (float)(LS_IDLE_SECONDS + v.speed * (v.own + v.queued)),
     };
 }
 
@@ -185,6 +184,8 @@ static void renew_speeds(struct ls_router *r) {
 
 int ls_router_prepare(struct ls_router *r, const struct ls_request *request, double now) {
     r->now = now;
+    r->request = request;
+    r->reference = NAN;
     r->streaming = request->streaming;
     r->prompt_bytes = request->prompt_bytes;
     double tokens = request->prompt_tokens;
@@ -194,7 +195,7 @@ int ls_router_prepare(struct ls_router *r, const struct ls_request *request, dou
         ls_hash_blocks(&r->key, request->seed, request->seed_bytes, request->prompt,
                        request->prompt_bytes, r->config.block_bytes, r->hashes, LS_MAX_BLOCKS);
     memset(r->hits, 0, r->slots * sizeof *r->hits);
-    ls_index_match(r->index, r->hashes, r->blocks, r->hits);
+    r->known = ls_index_match(r->index, r->hashes, r->blocks, r->hits);
     renew_speeds(r);
     r->n = 0;
     for (uint32_t slot = 0; slot < r->slots; slot++) {
@@ -205,6 +206,15 @@ int ls_router_prepare(struct ls_router *r, const struct ls_request *request, dou
     }
     memset(r->avoid, 0, r->config.max_instances);
     return r->n > 0 ? (int)r->n : LS_ENONE;
+}
+
+uint64_t ls_router_prompt_key(const struct ls_router *r) {
+    uint64_t ends[2] = {r->blocks ? r->hashes[r->blocks - 1] : 0, r->blocks}, key;
+    size_t whole = (size_t)r->blocks * r->config.block_bytes, rest = r->prompt_bytes - whole;
+    if (rest > r->config.block_bytes) rest = r->config.block_bytes; /* beyond LS_MAX_BLOCKS */
+    const uint8_t *tail = rest ? (const uint8_t *)r->request->prompt + whole : NULL;
+    ls_hash_blocks(&r->key, tail, rest, ends, sizeof ends, sizeof ends, &key, 1);
+    return key;
 }
 
 /* ---- Self-check ------------------------------------------------------------------------------ */

@@ -16,7 +16,7 @@
 
 _Static_assert(sizeof(struct ls_sample) % 8 == 0, "rows stay aligned");
 _Static_assert(offsetof(struct ls_sample, ttft) == 8 + 4 * LS_WIDTH, "no holes");
-_Static_assert(offsetof(struct ls_sample, event) == 8 + 4 * LS_WIDTH + 43, "no holes");
+_Static_assert(offsetof(struct ls_sample, event) == 8 + 4 * LS_WIDTH + 47, "no holes");
 
 /* ---- Open and close -------------------------------------------------------------------------- */
 
@@ -82,6 +82,7 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
         .prompt_bytes = r->prompt_bytes,
         .predicted = predicted,
         .expected = c->expected,
+        .reference = r->reference,
         .slot = (uint16_t)c->slot,
         .state = LS_PREFILL,
         .reason = (uint8_t)reason,
@@ -120,6 +121,7 @@ static void add_sample(struct ls_router *r, const struct ls_ticket *t, enum ls_e
     s->tpot = tpot;
     s->predicted = t->predicted;
     s->propensity = 1;
+    s->reference = t->reference;
     s->prompt_tokens = t->usage_tokens ? t->usage_tokens : t->prompt_tokens;
     s->output_tokens = t->output_tokens;
     s->cached_tokens = t->cached_tokens;

@@ -27,7 +27,9 @@ def sample_dtype() -> np.dtype[Any]:
     import numpy as np
 
     fields: list[tuple[Any, ...]] = [("dispatched", "<f8"), ("x", "<f4", (WIDTH,))]
-    fields += [(name, "<f4") for name in ("ttft", "e2e", "tpot", "predicted", "propensity")]
+    fields += [
+        (name, "<f4") for name in ("ttft", "e2e", "tpot", "predicted", "propensity", "reference")
+    ]
     fields += [
         (name, "<u4")
         for name in (

@@ -18,7 +18,7 @@ FIRST_TOKEN, DONE, FAILED, ABANDONED, TIMEOUT = 0, 3, 4, 5, 6
 def rows(count: int, **columns: Any) -> NDArray[Any]:
     """count rows: base 1, the named features as given, every other number 0 or unknown."""
     out = np.zeros(count, features.sample_dtype())
-    for name in ("ttft", "e2e", "tpot", "predicted"):
+    for name in ("ttft", "e2e", "tpot", "predicted", "reference"):
         out[name] = np.nan
     out["x"][:, features.INDEX["base"]] = 1.0
     for name, values in columns.items():

@@ -305,7 +305,7 @@ def fail(c: Candidates) -> int:
 
 
 def no_such_reason(c: Candidates) -> int:
-    c.reason = 8
+    c.reason = len(Reason)
     return 0
 
 
@@ -322,7 +322,7 @@ def choose(i: int) -> Callable[[Candidates], int]:
     [
         (fail, "RuntimeError: on purpose"),
         (lambda c: 0, "ValueError: bad gave no reason"),
-        (no_such_reason, "ValueError: 8 is no Reason"),
+        (no_such_reason, f"ValueError: {len(Reason)} is no Reason"),
         (choose(-1), "IndexError: bad picked -1 of 3"),
         (choose(3), "IndexError: bad picked 3 of 3"),
         (lambda c: None, "TypeError"),

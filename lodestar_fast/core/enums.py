@@ -15,7 +15,11 @@ class Reason(IntEnum):
     EXPLORE = 4  # chosen to learn something
     HEURISTIC = 5  # the configured policy is a heuristic
     ONLY_ONE = 6  # a single candidate
-    ERROR = 7  # the policy raised: fewest requests in flight
+    ERROR = 7  # the policy raised: fewest requests in flight, or the fallback's choice
+    SHADOW = 8  # mode shadow: the fallback heuristic decides, the model is only asked
+    CONTROL = 9  # the fallback heuristic's share of the requests: canary, or a trial
+    DEMOTED = 10  # the watchdog trusts the model no more: the fallback heuristic
+    ABSURD = 11  # the model's prediction was no number of seconds: the fallback heuristic
 
 
 class Event(IntEnum):

@@ -34,8 +34,13 @@ cdef extern from "lodestar.h" nogil:
         LS_HEURISTIC
         LS_ONLY_ONE
         LS_ERROR
+        LS_SHADOW
+        LS_CONTROL
+        LS_DEMOTED
+        LS_ABSURD
 
     enum ls_event:
+        LS_FIRST_TOKEN
         LS_DONE
         LS_FAILED
         LS_ABANDONED
@@ -102,7 +107,7 @@ cdef extern from "lodestar.h" nogil:
 
     struct ls_candidate:
         uint32_t slot, hit_blocks, hit_tokens, waiting, inflight
-        float own, queued, speed, occupancy
+        float own, queued, speed, occupancy, expected
 
     struct ls_instance:
         uint8_t used, routable, prefix_caching, reported
@@ -127,6 +132,17 @@ cdef extern from "lodestar.h" nogil:
         uint32_t prompt_tokens
         int streaming
 
+    struct ls_sample:
+        float *x
+        float ttft, predicted, reference
+        uint8_t reason, event
+
+    double LS_IDLE_SECONDS
+    enum: LS_F_own_seconds
+    enum: LS_F_queue_seconds
+    enum: LS_SAMPLE_MAGIC
+    enum: LS_SAMPLE_HEADER
+
     struct ls_counters:
         uint64_t *decisions
         uint64_t tickets_open, tickets_full, observes_ignored, reports_ignored
@@ -142,7 +158,9 @@ cdef extern from "lodestar.h" nogil:
         ls_instance *instances
         uint32_t slots
         ls_counters counters
-        uint32_t prompt_tokens, n, waiting_samples
+        uint32_t prompt_tokens, blocks, n, known, waiting_samples
+        float reference
+        size_t prompt_bytes
         ls_candidate *candidates
         float *rows
         uint64_t *hashes
@@ -155,6 +173,7 @@ cdef extern from "lodestar.h" nogil:
     void ls_router_remove(ls_router *r, uint32_t slot) noexcept
     double ls_router_bytes_per_token(const ls_router *r) noexcept
     int ls_router_prepare(ls_router *r, const ls_request *request, double now) noexcept
+    uint64_t ls_router_prompt_key(const ls_router *r) noexcept
     int64_t ls_router_commit(
         ls_router *r, uint32_t i, ls_reason reason, float predicted,
         uint32_t weights_version) noexcept

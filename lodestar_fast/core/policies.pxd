@@ -16,6 +16,8 @@ cdef class Candidates:
 
 cdef class Policy:
     cpdef Py_ssize_t pick(self, Candidates c) except? -1
+    # Predicted TTFT of candidate i at the last pick(), seconds; NaN if nothing was predicted.
+    cdef double forecast(self, Py_ssize_t i) noexcept
 
 
 cdef class RoundRobin(Policy):

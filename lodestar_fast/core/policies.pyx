@@ -115,17 +115,16 @@ cdef class Policy:
     Contract: pick() returns 0 <= i < c.n and sets c.reason; reads no clock; draws randomness only
     from c.random(); does not allocate. Every subclass is run through tests/test_policies.py.
     """
-
     name = ""
 
     cpdef Py_ssize_t pick(self, Candidates c) except? -1:
         raise NotImplementedError(f"{type(self).__name__}.pick")
 
-    def load(self, blob):
-        """Take weights; a policy without a model ignores them. Returns the version in use.
+    cdef double forecast(self, Py_ssize_t i) noexcept:
+        return NAN
 
-        Raises BlobError if they are refused; those in use stay.
-        """
+    def load(self, blob):
+        """Take weights, if it has a model. Returns the version in use. Raises BlobError."""
         return self.version
 
     @property
@@ -188,8 +187,7 @@ cdef class LeastRequest(Policy):
 cdef class PowerOfTwo(Policy):
     """The one of two random instances with fewer requests in flight (Mitzenmacher 2001).
 
-    Cost: two draws, whatever the number of instances. Weak when: least_request is; a bit more so,
-    but with stale counts it does not herd.
+    Cost: two draws, for any number of instances. Weak when: least_request is; it does not herd.
     """
 
     name = "power_of_two"
@@ -300,10 +298,8 @@ cdef class Lodestar(Policy):
             raise ValueError(f"margin: {margin} is below 1")
         if not (load_weight >= 0 and kv_weight >= 0):
             raise ValueError("load_weight, kv_weight: negative")
-        self.margin = margin
-        self.load_weight = load_weight
-        self.kv_weight = kv_weight
-        self.kv_start = kv_start
+        self.margin, self.load_weight = margin, load_weight
+        self.kv_weight, self.kv_start = kv_weight, kv_start
         self.buffers = <ls_model *>aligned_alloc(64, 2 * sizeof(ls_model))
         if self.buffers == NULL:
             raise MemoryError
@@ -315,6 +311,9 @@ cdef class Lodestar(Policy):
         cdef const ls_candidate *x = &c.r.candidates[i]
         cdef double t = self.seconds[i] + self.load_weight * x.speed * x.own * x.inflight
         return t * (1 + self.kv_weight * max(0.0, x.occupancy - self.kv_start))
+
+    cdef double forecast(self, Py_ssize_t i) noexcept:
+        return self.seconds[i] if self.model != NULL else NAN
 
     cpdef Py_ssize_t pick(self, Candidates c) except? -1:
         c.check(0)

@@ -1,0 +1,21 @@
+from lodestar_fast.core.lodestar cimport ls_sample
+
+
+cdef struct tally:
+    long long n
+    double mean, square              # of log(measured / reference); sum of squared distances
+    double ttft                      # sum of measured, seconds
+
+
+cdef enum:
+    ARMS = 3                         # AGREED, DEVIATED, CONTROL of evidence.pyx
+    WINDOW = 128                     # first tokens that the median error is taken over
+
+
+cdef class Evidence:
+    cdef readonly long long measured  # first tokens with a prediction since the start
+    cdef double errors[WINDOW]        # newest |log(measured / predicted)|, a ring
+    cdef Py_ssize_t held, at          # how many are in it; where the next goes
+    cdef tally arms[ARMS]
+
+    cdef void weigh(self, const ls_sample *s) noexcept

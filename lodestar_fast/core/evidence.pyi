@@ -1,0 +1,31 @@
+"""Types of core/evidence.pyx."""
+
+from __future__ import annotations
+
+from typing import TypeAlias, final
+
+# n, mean of log(measured / reference), its standard error, mean TTFT in seconds; NaN where n is 0
+Arm: TypeAlias = tuple[int, float, float, float]
+
+@final
+class Evidence:
+    """What sample batches say of the learned policy."""
+
+    def take(self, batch: bytes) -> None:
+        """Read a batch of Router.drain(). Raises BlobError if it is none of this build."""
+    @property
+    def measured(self) -> int: ...  # first tokens with a prediction, since the start
+    @property
+    def window(self) -> int: ...  # how many of them `error` is taken over, at most 128
+    @property
+    def error(self) -> float: ...  # median |log(measured / predicted)|; NaN without any
+    def forget(self) -> None:
+        """Start anew, but for `measured`."""
+    def compare_anew(self) -> None:
+        """Empty the arms."""
+
+    # The arms of the comparison, since compare_anew().
+    def learned(self) -> Arm: ...  # decided by the learned policy: agreed and deviated
+    def agreed(self) -> Arm: ...  # as the fallback would have, or to the same physical estimate
+    def deviated(self) -> Arm: ...  # otherwise
+    def control(self) -> Arm: ...  # decided by the fallback

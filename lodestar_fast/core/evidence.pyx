@@ -1,0 +1,139 @@
+"""What sample batches say of the learned policy: is it right, and is it better than its fallback?
+
+A watchdog reads a batch here before the learner gets it. Two questions:
+
+1. How far are predictions off? Median of |log(measured / predicted)| over the last 128.
+2. How do requests fare that the learned policy decided, and those that the fallback did? Compared
+   is log(measured / reference), where the reference is the TTFT that plain physics gave the
+   fallback's choice at that moment. It does not depend on who decided, so dividing by it takes out
+   what a request and the load of the moment explain, and leaves what the choice did.
+
+What ends before its first token (the client left, we gave up) has waited at least so long: it
+counts where that is already longer than predicted. An engine's failure is not the model's.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+cimport cython
+from libc.math cimport fabs, isfinite, log, sqrt
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from lodestar_fast.core.lodestar cimport (
+    LS_ABANDONED, LS_CONTROL, LS_DEMOTED, LS_EXPLORE, LS_F_own_seconds, LS_F_queue_seconds,
+    LS_FIRST_TOKEN, LS_GUARD, LS_IDLE_SECONDS, LS_LEARNED, LS_OUT_OF_RANGE, LS_SAMPLE_HEADER,
+    LS_SAMPLE_MAGIC, LS_SHADOW, LS_TIMEOUT, ls_sample, ls_schema_hash,
+)
+
+from lodestar_fast.errors import BlobError
+
+cdef enum:
+    AGREED = 0                  # the learned policy decided, as the fallback would have
+    DEVIATED = 1                # it decided otherwise
+    CONTROL = 2                 # the fallback decided
+
+cdef double FLOOR = 0.005       # seconds added to both sides: below, a ratio is noise
+cdef double MOST_RATIO = 4.0    # log; one request counts at most so much
+cdef double SAME = 1e-3         # relative difference of two estimates of one instance
+
+
+@cython.final
+cdef class Evidence:
+    def take(self, batch):
+        cdef Py_buffer view
+        cdef uint32_t head[6]
+        cdef uint64_t schema
+        cdef Py_ssize_t i
+        PyObject_GetBuffer(batch, &view, PyBUF_SIMPLE)
+        try:
+            if view.len < LS_SAMPLE_HEADER:
+                raise BlobError(f"sample batch of {view.len} bytes has no header")
+            memcpy(head, view.buf, sizeof(head))
+            memcpy(&schema, <const char *>view.buf + 8, sizeof(schema))
+            if (
+                head[0] != LS_SAMPLE_MAGIC or schema != ls_schema_hash()
+                or head[5] != sizeof(ls_sample)
+                or view.len != LS_SAMPLE_HEADER + <Py_ssize_t>head[4] * <Py_ssize_t>head[5]
+            ):
+                raise BlobError("not a sample batch of this build")
+            for i in range(head[4]):
+                self.weigh(<const ls_sample *>(
+                    <const char *>view.buf + LS_SAMPLE_HEADER + i * <Py_ssize_t>sizeof(ls_sample)))
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef void weigh(self, const ls_sample *s) noexcept:
+        cdef bint censored = s.event == LS_ABANDONED or s.event == LS_TIMEOUT
+        if not (s.event == LS_FIRST_TOKEN or censored) or not isfinite(s.ttft):
+            return
+        if not isfinite(s.predicted) or censored and s.ttft <= s.predicted:
+            return
+        self.measured += 1
+        self.errors[self.at] = fabs(log((s.ttft + FLOOR) / (s.predicted + FLOOR)))
+        self.at = (self.at + 1) % WINDOW
+        self.held = min(self.held + 1, WINDOW)
+        if not s.reference > 0:
+            return
+        cdef int arm
+        cdef double chosen
+        if s.reason in (LS_SHADOW, LS_CONTROL, LS_DEMOTED):
+            arm = CONTROL
+        elif s.reason in (LS_LEARNED, LS_GUARD, LS_OUT_OF_RANGE, LS_EXPLORE):
+            chosen = LS_IDLE_SECONDS + s.x[LS_F_own_seconds] + s.x[LS_F_queue_seconds]
+            arm = AGREED if fabs(chosen - s.reference) <= SAME * s.reference else DEVIATED
+        else:
+            return
+        cdef tally *t = &self.arms[arm]
+        cdef double ratio = log((s.ttft + FLOOR) / (s.reference + FLOOR))
+        ratio = max(-MOST_RATIO, min(MOST_RATIO, ratio))
+        cdef double step = ratio - t.mean
+        t.n += 1
+        t.mean += step / t.n
+        t.square += step * (ratio - t.mean)
+        t.ttft += s.ttft
+
+    @property
+    def window(self):
+        return self.held
+
+    @property
+    def error(self):
+        cdef Py_ssize_t i
+        if self.held == 0:
+            return float("nan")
+        return sorted([self.errors[i] for i in range(self.held)])[self.held // 2]
+
+    def forget(self):
+        self.held = self.at = 0
+        self.compare_anew()
+
+    def compare_anew(self):
+        memset(self.arms, 0, sizeof(self.arms))
+
+    def learned(self):
+        cdef tally both = self.arms[AGREED]
+        cdef const tally *t = &self.arms[DEVIATED]
+        cdef double step = t.mean - both.mean
+        if both.n + t.n == 0:
+            return about(&both)
+        both.square += t.square + step * step * both.n * t.n / (both.n + t.n)
+        both.mean += step * t.n / (both.n + t.n)
+        both.n += t.n
+        both.ttft += t.ttft
+        return about(&both)
+
+    def agreed(self):
+        return about(&self.arms[AGREED])
+
+    def deviated(self):
+        return about(&self.arms[DEVIATED])
+
+    def control(self):
+        return about(&self.arms[CONTROL])
+
+
+cdef tuple about(const tally *t):
+    """(n, mean log ratio, its standard error, mean TTFT in seconds)."""
+    cdef double nan = float("nan")
+    if t.n == 0:
+        return 0, nan, nan, nan
+    return t.n, t.mean, sqrt(t.square / t.n / max(1, t.n - 1)), t.ttft / t.n
