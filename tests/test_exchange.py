@@ -29,6 +29,8 @@ from tests.fake_engine import (
 )
 from tests.proxy_rig import CHAT, Rig, chat, with_rig
 
+pytestmark = pytest.mark.usefixtures("both_parsers")
+
 COMPLETED = (CHAT, "2xx", "completed")
 BAD_REQUEST_EVENT = b'data: {"error": {"message": "too long", "code": 400}}\n\n'
 EVENT_OF_USAGE = b'data: {"choices":[],"usage":%b}\n\n' % usage(100, 7, 64)

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from hmac import compare_digest
 
-from lodestar_fast.proxy import failures
+from lodestar_fast.proxy import failures, llhttp
 from lodestar_fast.proxy.openai import LOCAL, ROUTES
 
 from lodestar_fast.proxy.counters cimport Counters
@@ -76,6 +76,8 @@ cdef class Context:
     def start(self):
         if self._timer is None:
             self.loop = asyncio.get_running_loop()
+            if llhttp.WHY_NOT:
+                log.warning("requests cost more than they could: %s", llhttp.WHY_NOT)
             self._timer = self.loop.call_later(SWEEP, self._tick)
 
     def stop(self):

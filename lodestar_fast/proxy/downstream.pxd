@@ -21,6 +21,8 @@ cdef enum Awaits:
 cdef class Downstream(Client):
     cdef Context context
     cdef object transport
+    cdef int _fd
+    cdef bint _queued  # see emit()
     cdef RequestParser parser
     cdef Exchange exchange
     cdef Phase phase

@@ -19,7 +19,7 @@ from lodestar_fast.proxy.exchange cimport Exchange
 from lodestar_fast.proxy.parse_request cimport RequestParser
 from lodestar_fast.proxy.reply cimport Client
 from lodestar_fast.proxy.states cimport BODY, IDLE
-from lodestar_fast.proxy.wire cimport monotonic
+from lodestar_fast.proxy.wire cimport descriptor, emit, monotonic
 
 log = logging.getLogger("lodestar.proxy")
 
@@ -51,6 +51,7 @@ cdef class Downstream(Client):
 
     def connection_made(self, transport):
         self.transport = transport
+        self._fd = descriptor(transport)
         self.phase = OPEN
         self.context.start()
         self.context.connections.add(self)
@@ -139,7 +140,7 @@ cdef class Downstream(Client):
                 self.awaits = REQUEST_BODY
                 self.deadline = monotonic() + limits.body_timeout
                 if self.parser.expects and not self.parser.old:
-                    self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    self.send(b"HTTP/1.1 100 Continue\r\n\r\n", 25)
         elif self.exchange.state_ == IDLE and not self.blocked:
             if not self.parser.begun():
                 self.deadline = monotonic() + limits.keep_alive
@@ -168,9 +169,9 @@ cdef class Downstream(Client):
 
     # -- used by the exchange --
 
-    cdef int send(self, bytes data) except -1:
+    cdef int send(self, const char* p, Py_ssize_t n) except -1:
         if self.phase == OPEN:
-            self.transport.write(data)
+            self._queued = emit(self.transport, self._fd, self._queued, p, n)
         return 0
 
     cdef int finished(self) except -1:

@@ -23,12 +23,26 @@ cdef enum Field:
     RETRY_AFTER
 
 
-cdef Field classify(bytes name) noexcept
-cdef set named_fields(set named, bytes value)
-cdef int put_line(Buffer fields, bytes name, bytes value) except -1
+cdef class Fields:
+    cdef Buffer lines
+    cdef Py_ssize_t _start  # where the last line begins
+    cdef Py_ssize_t _value  # where its value does; 0: its name is not complete
+
+    cdef void reset(self) noexcept
+    cdef int name_piece(self, const char* p, Py_ssize_t n) except -1
+    cdef int value_piece(self, const char* p, Py_ssize_t n) except -1
+    cdef bint open(self) noexcept
+    cdef Field kind(self) noexcept
+    cdef const char* value(self) noexcept
+    cdef Py_ssize_t length(self) noexcept
+    cdef int end(self, bint keep) except -1
+
+
+cdef Field classify(const char* p, Py_ssize_t n) noexcept
+cdef set named_fields(set named, const char* p, Py_ssize_t n)
 cdef bytes without(bytes lines, set names)
-cdef bint valid_host(bytes value) noexcept
-cdef bint valid_id(bytes value) noexcept
+cdef bint valid_host(const char* value, Py_ssize_t n) noexcept
+cdef bint valid_id(const char* value, Py_ssize_t n) noexcept
 cdef bytes new_id()
 cdef bytes own_answer(
     int status, bytes content_type, bytes body, bytes request_id, list fields, bint close,

@@ -1,6 +1,6 @@
 """Fields of heads: which pass, which stop here, and how the heads we write ourselves look.
 
-No byte of a head that came in goes out unread: parse.pyx collects the fields that pass, line by
+No byte of a head that came in goes out unread: the parsers collect the fields that pass, line by
 line, and everything that frames a message (length, coding, connection, host) is written anew.
 """
 
@@ -14,10 +14,8 @@ from lodestar_fast.proxy.wire cimport Buffer, put_hex, same
 REASONS = {int(status): status.phrase.encode() for status in HTTPStatus}
 
 
-cdef Field classify(bytes name) noexcept:
+cdef Field classify(const char* p, Py_ssize_t n) noexcept:
     """What becomes of a field, by its name. By length first: most fields end there."""
-    cdef const char* p = name
-    cdef Py_ssize_t n = len(name)
     if n == 2:
         return HOP if same(p, n, b"te") else PASS
     if n == 4:
@@ -53,9 +51,11 @@ cdef Field classify(bytes name) noexcept:
     return PASS
 
 
-cdef set named_fields(set named, bytes value):
+cdef set named_fields(set named, const char* p, Py_ssize_t n):
     """Add what a Connection field names; close and keep-alive name no field. None: none so far."""
-    for token in value.lower().split(b","):
+    if same(p, n, b"keep-alive") or same(p, n, b"close"):
+        return named
+    for token in p[:n].lower().split(b","):
         token = token.strip(b" \t")
         if token not in (b"close", b"keep-alive", b""):
             named = named or set()
@@ -63,12 +63,49 @@ cdef set named_fields(set named, bytes value):
     return named
 
 
-cdef int put_line(Buffer fields, bytes name, bytes value) except -1:
-    fields.put_bytes(name)
-    fields.put(b": ", 2)
-    fields.put_bytes(value)
-    fields.put(b"\r\n", 2)
-    return 0
+cdef class Fields:
+    """The fields of a head, collected piece by piece as llhttp finds them."""
+
+    def __cinit__(self):
+        self.lines = Buffer()
+
+    cdef void reset(self) noexcept:
+        self.lines.clear()
+        self._start = self._value = 0
+
+    cdef int name_piece(self, const char* p, Py_ssize_t n) except -1:
+        return self.lines.put(p, n)
+
+    cdef int value_piece(self, const char* p, Py_ssize_t n) except -1:
+        if not self._value:
+            self.lines.put(b": ", 2)
+            self._value = self.lines.size
+        return self.lines.put(p, n)
+
+    cdef bint open(self) noexcept:
+        """Whether the last line has its value, and end() must follow before another name."""
+        return self._value != 0
+
+    cdef Field kind(self) noexcept:
+        """What the last line is."""
+        return classify(self.lines.data + self._start, self._value - 2 - self._start)
+
+    cdef const char* value(self) noexcept:
+        return self.lines.data + self._value
+
+    cdef Py_ssize_t length(self) noexcept:
+        """Of the last line's value."""
+        return self.lines.size - self._value
+
+    cdef int end(self, bint keep) except -1:
+        """The last line is complete: keep it, or forget it."""
+        if keep:
+            self.lines.put(b"\r\n", 2)
+        else:
+            self.lines.size = self._start
+        self._start = self.lines.size
+        self._value = 0
+        return 0
 
 
 cdef bytes without(bytes lines, set names):
@@ -84,11 +121,10 @@ cdef bint _is_name(unsigned char c) noexcept nogil:
     return 97 <= (c | 32) <= 122 or 48 <= c <= 57 or c == 45 or c == 46 or c == 95
 
 
-cdef bint valid_host(bytes value) noexcept:
+cdef bint valid_host(const char* value, Py_ssize_t n) noexcept:
     """One host, perhaps a port. No list, path, user or space: peers would read those
     differently."""
-    cdef const unsigned char* p = value
-    cdef Py_ssize_t n = len(value)
+    cdef const unsigned char* p = <const unsigned char*> value
     cdef Py_ssize_t i = 0
     if n > 0 and p[0] == 91:  # [IPv6]
         i = 1
@@ -112,9 +148,8 @@ cdef bint valid_host(bytes value) noexcept:
     return i == n
 
 
-cdef bint valid_id(bytes value) noexcept:
-    cdef const unsigned char* p = value
-    cdef Py_ssize_t n = len(value)
+cdef bint valid_id(const char* value, Py_ssize_t n) noexcept:
+    cdef const unsigned char* p = <const unsigned char*> value
     cdef Py_ssize_t i
     if not 1 <= n <= 128:
         return False
@@ -169,8 +204,8 @@ cdef bytes own_answer(
 
 
 def host_is_valid(bytes value):
-    return valid_host(value)
+    return valid_host(value, len(value))
 
 
 def id_is_valid(bytes value):
-    return valid_id(value)
+    return valid_id(value, len(value))

@@ -1,11 +1,11 @@
 """The parser of requests. See parse_request.pyx."""
 
-from lodestar_fast.proxy.wire cimport Buffer
+from lodestar_fast.proxy.head cimport Fields
+from lodestar_fast.proxy.llhttp cimport Parser
 
 
-cdef class RequestParser:
-    cdef object _http
-    cdef Buffer _fields
+cdef class RequestParser(Parser):
+    cdef Fields _fields
     cdef set _named  # fields that Connection named, lower case; None if none
     cdef Py_ssize_t _max_head
     cdef Py_ssize_t _max_body
@@ -16,13 +16,12 @@ cdef class RequestParser:
     cdef bint _begun
     cdef bint _line_done  # the request line is behind us
     cdef bint _after_blank
-    cdef bint _usual  # it ends in HTTP/1.1, all in one read
     cdef int _blanks  # in the request line so far
     cdef bint _te
     cdef int _hosts
     cdef bint _ignore_head  # a head of our own is being fed, see _resync()
     cdef bint _upgrade
-    cdef bytes _host
+    cdef bint _host_valid
 
     cdef readonly bytes method
     cdef readonly bytes target  # in origin form
@@ -44,7 +43,6 @@ cdef class RequestParser:
     cdef bint begun(self) noexcept
     cdef Py_ssize_t feed(self, bytes data, Py_ssize_t at) except -1
     cdef bytes take_body(self)
-    cdef void close(self)
     cdef Py_ssize_t _blank_line(self, const char* p, Py_ssize_t at, Py_ssize_t size) noexcept
     cdef void _check_line(self, const char* p, Py_ssize_t at, Py_ssize_t end)
     cdef int _run(self, bytes data, Py_ssize_t at, Py_ssize_t end) except -1

@@ -1,18 +1,14 @@
 """The parser of requests: llhttp, and the checks that it leaves to us.
 
-With parse_response.pyx the only place that knows httptools. A message is fed in steps that end
-where something may end: a head or a chunked message at a blank line, a body with a length at its
-last byte. So a parser never runs into the message behind the one in hand, and bytes that came
-early stay with the caller. llhttp is strict about framing; targets, Host, versions, codings in
-HTTP/1.0 and sizes are checked here at the end of the head. Trailers are read and dropped.
+A message is fed in steps that end where something may end: a head or a chunked message at a blank
+line, a body with a length at its last byte. So a parser never runs into the message behind the one
+in hand, and bytes that came early stay with the caller. llhttp is strict about framing; targets,
+Host, versions, codings in HTTP/1.0 and sizes are checked here at the end of the head. Trailers are
+read and dropped.
 """
 
-from cpython.buffer cimport PyBUF_READ
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.string cimport memchr, memcmp
-
-from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
+from libc.string cimport memchr
 
 from lodestar_fast.errors import InvariantError
 
@@ -20,22 +16,24 @@ from lodestar_fast.proxy.head cimport (
     AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
+    CONTENT_TYPE,
     EXPECT,
     FRAMING,
     FRAMING_PER_BYTE,
-    HOP,
     HOST,
+    PASS,
     REQUEST_ID,
+    RETRY_AFTER,
     TRANSFER_ENCODING,
     Field,
-    classify,
+    Fields,
     named_fields,
-    put_line,
     valid_host,
     valid_id,
     without,
 )
-from lodestar_fast.proxy.wire cimport Buffer, length_of, same
+from lodestar_fast.proxy.llhttp cimport MALFORMED, UPGRADED, Fed, Parser
+from lodestar_fast.proxy.wire cimport length_of, same
 
 cdef extern from "<string.h>" nogil:
     void* memmem(const void* haystack, size_t n, const void* needle, size_t m)
@@ -43,26 +41,28 @@ cdef extern from "<string.h>" nogil:
 cdef const char* BLANK_LINE = b"\r\n\r\n"
 
 
-cdef class RequestParser:
+cdef class RequestParser(Parser):
     def __init__(self, Py_ssize_t max_head_bytes, Py_ssize_t max_body_bytes):
         self._max_head = max_head_bytes
         self._max_body = max_body_bytes
-        self._fields = Buffer()
-        self._http = HttpRequestParser(self)
+        self._fields = Fields()
+        self._requests = True
+        self._start()
         self.reset()
 
     cdef void reset(self):
         """Ready for the next message of the connection."""
-        self._fields.size = 0
+        self._fields.reset()
         self._named = None
         self._head_bytes = self._wire_bytes = self._body_bytes = self._left = 0
         self._crlf = 0
         self._hosts = 0
         self._blanks = 0
-        self._line_done = self._after_blank = self._usual = False
+        self._line_done = self._after_blank = False
         self._te = self._ignore_head = self._upgrade = self._begun = False
         self.method = self.target = self.path = self.fields = b""
-        self.request_id = self.authorization = self._host = None
+        self.request_id = self.authorization = None
+        self._host_valid = True
         self.old = self.keep_alive = self.expects = self.head_done = self.complete = False
         self.status = 0
         self.reason = None
@@ -71,10 +71,6 @@ cdef class RequestParser:
     cdef bint begun(self) noexcept:
         """Whether a byte of a message came; blank lines before it do not count."""
         return self._begun
-
-    cdef void close(self):
-        """Break the cycle with httptools, which holds our callbacks."""
-        self._http = None
 
     cdef bytes take_body(self):
         cdef bytes body = <bytes> self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -139,7 +135,6 @@ cdef class RequestParser:
             if p[at] == 10:
                 self._line_done = self._blanks > 0  # empty lines before it do not count
                 if self._line_done:
-                    self._usual = at >= 9 and memcmp(p + at - 9, b"HTTP/1.1\r", 9) == 0
                     return
             elif p[at] == 32:
                 self._blanks += 1
@@ -149,34 +144,28 @@ cdef class RequestParser:
             at += 1
 
     cdef int _run(self, bytes data, Py_ssize_t at, Py_ssize_t end) except -1:
-        try:
-            if at == 0 and end == len(data):
-                self._http.feed_data(data)
-            else:
-                self._http.feed_data(
-                    PyMemoryView_FromMemory(PyBytes_AS_STRING(data) + at, end - at, PyBUF_READ)
-                )
-        except HttpParserUpgrade:
+        cdef Fed fed = self._execute(data, at, end)
+        if fed == UPGRADED:
             self._resync()
-        except HttpParserCallbackError as e:
-            raise InvariantError("a callback of the request parser failed") from e
-        except HttpParserError as e:
-            self._refuse(400, f"malformed request: {e}")
+        elif fed == MALFORMED:
+            self._refuse(400, f"malformed request: {self._complaint}")
         return 0
 
     cdef int _resync(self) except -1:
         """An upgrade was asked for and is ignored; llhttp took it as given and left the framing.
 
-        Feed a parser of its own the framing that was parsed, so that the body follows in step.
+        Start it anew with the framing that was parsed, so that the body follows in step.
         """
+        cdef bytes head
         if self.status:
             return 0
-        self._http = HttpRequestParser(self)
-        self._ignore_head = True
         if self._te:
-            self._http.feed_data(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+            head = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
         else:
-            self._http.feed_data(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % self._left)
+            head = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % self._left
+        self._ignore_head = True
+        self._start()
+        self._execute(head, 0, len(head))
         self._ignore_head = False
         return 0
 
@@ -184,52 +173,69 @@ cdef class RequestParser:
         if not self.status:
             self.status, self.reason = status, reason
 
-    # -- called by httptools --
+    # -- called by llhttp --
 
-    def on_message_begin(self):
+    cdef int _on_begin(self) except -1:
         self._begun = True
         if self.complete:
             self._refuse(400, "malformed request: no blank line at its end")
+        return 0
 
-    def on_url(self, bytes url):
+    cdef int _on_text(self, const char* p, Py_ssize_t n) except -1:
         if not self._ignore_head:
-            self.target += url
+            self.target += p[:n]
+        return 0
 
-    def on_header(self, bytes name, bytes value):
-        cdef Field field
+    cdef int _on_name(self, const char* p, Py_ssize_t n) except -1:
         if self.head_done or self._ignore_head:
-            return  # a trailer, or our own
-        field = classify(name)
+            return 0  # a trailer, or our own
+        self._on_field()
+        return self._fields.name_piece(p, n)
+
+    cdef int _on_value(self, const char* p, Py_ssize_t n) except -1:
+        if self.head_done or self._ignore_head:
+            return 0
+        return self._fields.value_piece(p, n)
+
+    cdef int _on_field(self) except -1:
+        cdef Fields fields = self._fields
+        cdef const char* p
+        cdef Py_ssize_t n
+        cdef Field field
+        if not fields.open():
+            return 0
+        p, n, field = fields.value(), fields.length(), fields.kind()
         if field == HOST:
             self._hosts += 1
-            self._host = value
+            self._host_valid = valid_host(p, n)
         elif field == CONTENT_LENGTH:
-            self._left = length_of(value)
+            self._left = length_of(p, n)
         elif field == TRANSFER_ENCODING:
-            if self._te or not same(value, len(value), b"chunked"):
+            if self._te or not same(p, n, b"chunked"):
                 self._refuse(501, "unknown Transfer-Encoding")
             self._te = True
         elif field == CONNECTION:
-            self._named = named_fields(self._named, value)
+            self._named = named_fields(self._named, p, n)
         elif field == EXPECT:
-            if not same(value, len(value), b"100-continue"):
+            if not same(p, n, b"100-continue"):
                 self._refuse(417, "unknown expectation")
             self.expects = True
         elif field == REQUEST_ID:
-            if self.request_id is None and valid_id(value):
-                self.request_id = value
-        elif field != HOP:
-            if field == AUTHORIZATION:
-                self.authorization = value
-            put_line(self._fields, name, value)
+            if self.request_id is None and valid_id(p, n):
+                self.request_id = p[:n]
+        elif field == AUTHORIZATION:
+            self.authorization = p[:n]
+        return fields.end(field == PASS or field == AUTHORIZATION or field == CONTENT_TYPE
+                          or field == RETRY_AFTER)
 
-    def on_headers_complete(self):
+    cdef int _on_head(self) except -1:
         if self._ignore_head:
-            return
-        self.method = self._http.get_method()
-        self.keep_alive = self._http.should_keep_alive()
-        self._upgrade = self._http.should_upgrade()
-        self.fields = self._fields.take()
+            return 0
+        self._on_field()
+        self.method = self._method()
+        self.keep_alive = self._persistent()
+        self._upgrade = self._upgrade_asked()
+        self.fields = self._fields.lines.take()
         if self._named is not None:
             self.fields = without(self.fields, self._named)
         self._check_head()
@@ -239,25 +245,26 @@ cdef class RequestParser:
         elif self._left > self._max_body:
             self._refuse(413, f"the request body is longer than {self._max_body} bytes")
         self.head_done = True
+        return 0
 
-    def on_body(self, bytes body):
-        self._body.append(body)
-        self._body_bytes += len(body)
+    cdef int _on_body(self, const char* p, Py_ssize_t n) except -1:
+        self._body.append(p[:n])
+        self._body_bytes += n
+        return 0
 
-    def on_message_complete(self):
-        if self._upgrade and not self._ignore_head and self._http.should_upgrade():
-            return  # see _resync()
+    cdef int _on_end(self) except -1:
+        if self._upgrade and not self._ignore_head and self._upgrade_asked():
+            return 0  # see _resync()
         self.complete = True
+        return 0
 
     cdef void _check_head(self):
-        if not self._usual:
-            version = self._http.get_http_version()
-            self.old = version == "1.0"
-            if not self.old and version != "1.1":
-                self._refuse(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+        self.old = self._is_old()
+        if not self._known_version():
+            self._refuse(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
         if self._hosts > 1 or (self._hosts == 0 and not self.old):
             self._refuse(400, "exactly one Host field is needed")
-        elif self._host is not None and not valid_host(self._host):
+        elif not self._host_valid:
             self._refuse(400, "malformed Host field")
         if self._te and self.old:
             self._refuse(400, "Transfer-Encoding in HTTP/1.0")
@@ -280,7 +287,7 @@ cdef class RequestParser:
             pass
         elif target[:7].lower() == b"http://":
             authority, _, rest = target[7:].partition(b"/")
-            if not valid_host(authority):
+            if not valid_host(authority, len(authority)):
                 self._refuse(400, "malformed request target")
             target = b"/" + rest
         else:

@@ -1,18 +1,18 @@
 """The parser of answers. See parse_response.pyx."""
 
+from lodestar_fast.proxy.head cimport Fields
+from lodestar_fast.proxy.llhttp cimport Parser
 from lodestar_fast.proxy.wire cimport Buffer
 
 
-cdef class ResponseParser:
-    cdef object _http
-    cdef Buffer _fields
+cdef class ResponseParser(Parser):
+    cdef Fields _fields
     cdef set _named
     cdef Py_ssize_t _head_bytes
     cdef Py_ssize_t _wire_bytes
     cdef Py_ssize_t _body_bytes
     cdef int _interim  # answers of 1xx so far
     cdef bint _in_interim
-    cdef bint _usual  # the status line begins with HTTP/1.1, in one read
 
     cdef readonly int status
     cdef bytes reason
@@ -28,11 +28,8 @@ cdef class ResponseParser:
     cdef readonly bint complete
     cdef readonly bint extra  # bytes came behind the answer
     cdef readonly str broken  # why it cannot be relied on, or None
-    cdef list parts  # of the body, not yet taken
-    cdef Py_ssize_t size  # of parts
+    cdef Buffer body  # what came of it and was not yet taken
 
     cdef void reset(self)
     cdef int feed(self, bytes data) except -1
-    cdef list take(self)
-    cdef void close(self)
     cdef void _check_head(self)

@@ -1,51 +1,46 @@
 """The parser of answers: llhttp, and the checks that it leaves to us.
 
-With parse_request.pyx the only place that knows httptools. Engines are trusted no more than
-clients: heads, interim answers and framing are bounded, unknown codings and versions refused, and
-bytes behind an answer noted, so that its connection is never used again.
+Engines are trusted no more than clients: heads, interim answers and framing are bounded, unknown
+codings and versions refused, and bytes behind an answer noted, so that its connection is never used
+again. The body that came, without its framing, waits in a buffer for whoever takes it.
 """
 
-from httptools import (
-    HttpParserCallbackError,
-    HttpParserError,
-    HttpParserUpgrade,
-    HttpResponseParser,
-)
-
-from lodestar_fast.errors import InvariantError
-
 from lodestar_fast.proxy.head cimport (
+    AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
     CONTENT_TYPE,
+    EXPECT,
     FRAMING,
     FRAMING_PER_BYTE,
-    HOP,
-    REQUEST_ID,
+    HOST,
+    PASS,
     RETRY_AFTER,
     TRANSFER_ENCODING,
     Field,
-    classify,
+    Fields,
     named_fields,
-    put_line,
     without,
 )
+from lodestar_fast.proxy.llhttp cimport MALFORMED, UPGRADED, Fed, Parser
 from lodestar_fast.proxy.wire cimport Buffer, length_of, same
 
 cdef enum:
     MAX_HEAD = 65536
     MAX_INTERIM = 8  # answers of 1xx before the real one
+    FRONT = 512  # bytes kept free before a body: for the client's head, or the size of a chunk
 
 
-cdef class ResponseParser:
+cdef class ResponseParser(Parser):
     def __init__(self):
-        self._fields = Buffer()
-        self._http = HttpResponseParser(self)
+        self._fields = Fields()
+        self.body = Buffer(FRONT)
+        self._start()
         self.reset()
 
     cdef void reset(self):
         """Ready for the answer to the connection's next request."""
-        self._fields.size = 0
+        self._fields.reset()
         self._named = None
         self._head_bytes = self._wire_bytes = self._body_bytes = 0
         self._interim = 0
@@ -57,39 +52,23 @@ cdef class ResponseParser:
         self.chunked = self.until_close = self.keep_alive = self.sse = False
         self.started = self.head_done = self.complete = self.extra = False
         self.broken = None
-        self.parts = []
-        self.size = 0
-
-    cdef void close(self):
-        """Break the cycle with httptools, which holds our callbacks."""
-        self._http = None
-
-    cdef list take(self):
-        """The parts of the body that came since the last call."""
-        cdef list parts = self.parts
-        self.parts = []
-        self.size = 0
-        return parts
+        self.body.clear()
 
     cdef int feed(self, bytes data) except -1:
-        if not self.started:
-            self.started = True
-            self._usual = data.startswith(b"HTTP/1.1 ")
+        cdef Fed fed
+        self.started = True
         if self.head_done:
             self._wire_bytes += len(data)
         else:
             self._head_bytes += len(data)
-        try:
-            self._http.feed_data(data)
-        except HttpParserUpgrade:
+        fed = self._execute(data, 0, len(data))
+        if fed == UPGRADED:
             self.broken = "an upgrade nobody asked for"
-        except HttpParserCallbackError as e:
-            raise InvariantError("a callback of the response parser failed") from e
-        except HttpParserError as e:
+        elif fed == MALFORMED:
             if self.complete:
                 self.extra = True
             else:
-                self.broken = str(e)
+                self.broken = self._complaint
         if not self.head_done:
             if self._head_bytes > MAX_HEAD:
                 self.broken = "head too long"
@@ -97,44 +76,64 @@ cdef class ResponseParser:
             self.broken = "too much chunk framing"
         return 0
 
-    # -- called by httptools --
+    # -- called by llhttp --
 
-    def on_message_begin(self):
+    cdef int _on_begin(self) except -1:
         if self.complete:
             self.extra = True
+        return 0
 
-    def on_status(self, bytes reason):
+    cdef int _on_text(self, const char* p, Py_ssize_t n) except -1:
         if not self.complete:
-            self.reason += reason
+            self.reason += p[:n]
+        return 0
 
-    def on_header(self, bytes name, bytes value):
-        cdef Field field
+    cdef int _on_name(self, const char* p, Py_ssize_t n) except -1:
         if self.head_done:
-            return  # a trailer
-        field = classify(name)
+            return 0  # a trailer
+        self._on_field()
+        return self._fields.name_piece(p, n)
+
+    cdef int _on_value(self, const char* p, Py_ssize_t n) except -1:
+        if self.head_done:
+            return 0
+        return self._fields.value_piece(p, n)
+
+    cdef int _on_field(self) except -1:
+        cdef Fields fields = self._fields
+        cdef const char* p
+        cdef Py_ssize_t n
+        cdef Field field
+        if not fields.open():
+            return 0
+        p, n, field = fields.value(), fields.length(), fields.kind()
         if field == CONTENT_LENGTH:
             if self.length >= 0:
                 self.broken = "two lengths"
-            self.length = length_of(value)
+            self.length = length_of(p, n)
         elif field == TRANSFER_ENCODING:
-            if self.chunked or not same(value, len(value), b"chunked"):
+            if self.chunked or not same(p, n, b"chunked"):
                 self.broken = "unknown transfer coding"
             self.chunked = True
         elif field == CONNECTION:
-            self._named = named_fields(self._named, value)
+            self._named = named_fields(self._named, p, n)
         elif field == RETRY_AFTER:
-            self.retry_after = value
-        elif field != HOP and field != REQUEST_ID:
-            if field == CONTENT_TYPE:
-                self.sse = value[:17].lower() == b"text/event-stream"
-            put_line(self._fields, name, value)
-            if self._fields.size > MAX_HEAD:
-                self.broken = "head too long"
+            self.retry_after = p[:n]
+        elif field == CONTENT_TYPE:
+            self.sse = n >= 17 and same(p, 17, b"text/event-stream")
+        fields.end(
+            field == PASS or field == CONTENT_TYPE or field == HOST or field == EXPECT
+            or field == AUTHORIZATION
+        )
+        if fields.lines.size > MAX_HEAD:
+            self.broken = "head too long"
+        return 0
 
-    def on_headers_complete(self):
+    cdef int _on_head(self) except -1:
         if self.complete:
-            return
-        self.status = self._http.get_status_code()
+            return 0
+        self._on_field()
+        self.status = self._code()
         if 100 <= self.status < 200:
             self._in_interim = True
             self._interim += 1
@@ -142,24 +141,25 @@ cdef class ResponseParser:
                 self.broken = "an upgrade nobody asked for"
             elif self._interim > MAX_INTERIM:
                 self.broken = "too many interim answers"
-            return
-        self.keep_alive = self._http.should_keep_alive()
-        self.fields = self._fields.take()
+            return 0
+        self.keep_alive = self._persistent()
+        self.fields = self._fields.lines.take()
         if self._named is not None:
             self.fields = without(self.fields, self._named)
         self._check_head()
         self.head_done = True
+        return 0
 
-    def on_body(self, bytes body):
-        self._body_bytes += len(body)
+    cdef int _on_body(self, const char* p, Py_ssize_t n) except -1:
+        self._body_bytes += n
         if not self.complete:
-            self.parts.append(body)
-            self.size += len(body)
+            self.body.put(p, n)
+        return 0
 
-    def on_message_complete(self):
+    cdef int _on_end(self) except -1:
         if self._in_interim:
-            self._in_interim = self._usual = False
-            self._fields.size = 0
+            self._in_interim = False
+            self._fields.reset()
             self._named = None
             self.reason = b""
             self.status, self.length, self.chunked = 0, -1, False
@@ -167,9 +167,10 @@ cdef class ResponseParser:
             self.retry_after = None
         else:
             self.complete = True
+        return 0
 
     cdef void _check_head(self):
-        if not self._usual and self._http.get_http_version() not in ("1.1", "1.0"):
+        if not self._known_version():
             self.broken = "unknown HTTP version"
         elif not 200 <= self.status <= 599:
             self.broken = "impossible status"
@@ -180,4 +181,4 @@ cdef class ResponseParser:
 
     def parse(self, bytes data):
         self.feed(data)
-        return self.fields, b"".join(self.take())
+        return self.fields, self.body.take()

@@ -13,7 +13,7 @@ cdef class Client(Connection):
     cdef double deadline  # when the exchange, or the connection, has waited long enough
     cdef readonly bint blocked  # the client does not take what was sent
 
-    cdef int send(self, bytes data) except -1
+    cdef int send(self, const char* p, Py_ssize_t n) except -1
     cdef int finished(self) except -1  # the exchange is over; keep_alive says what follows
     cdef void cut(self, bint hard)  # end the connection so that the answer shows as incomplete
 
@@ -37,8 +37,7 @@ cdef class Reply:
     cdef bint ended  # its last byte was sent
     cdef bint event_stream
     cdef Scanner scanner
-    cdef list held  # body parts that do not show yet whether the stream starts with an error
-    cdef Py_ssize_t held_bytes
+    cdef Py_ssize_t _seen  # bytes of the body in hand that the scanner had
     cdef Buffer _buffer  # for the head
 
     cdef void begin(self, RequestParser request)
@@ -48,4 +47,5 @@ cdef class Reply:
     cdef int own(self, int status, bytes content_type, bytes body, list extra) except -1
     cdef int fail(self, error, list extra) except -1
     cdef int truncate(self, error) except -1
-    cdef bytes _head(self, ResponseParser answer, Py_ssize_t size, list extra)
+    cdef int _scan(self, ResponseParser answer) except -1
+    cdef int _head(self, ResponseParser answer, list extra) except -1

@@ -13,14 +13,15 @@ from lodestar_fast.proxy.head cimport closing, new_id, own_answer
 from lodestar_fast.proxy.parse_request cimport RequestParser
 from lodestar_fast.proxy.parse_response cimport ResponseParser
 from lodestar_fast.proxy.sse cimport Scanner, number
-from lodestar_fast.proxy.wire cimport Buffer, frame
+from lodestar_fast.proxy.wire cimport Buffer
 
 cdef enum:
     HELD_MOST = 16384  # bytes of a first event; what is longer is let through
+    MARK = 32  # more than the size of a chunk takes
 
 
 cdef class Client(Connection):
-    cdef int send(self, bytes data) except -1:
+    cdef int send(self, const char* p, Py_ssize_t n) except -1:
         raise NotImplementedError
 
     cdef int finished(self) except -1:
@@ -34,7 +35,7 @@ cdef class Reply:
     def __cinit__(self, Client client):
         self.client = client
         self.scanner = Scanner()
-        self._buffer = Buffer()
+        self._buffer = Buffer(MARK)
 
     cdef void begin(self, RequestParser request):
         """For a new request, whose head is in or was refused."""
@@ -49,59 +50,63 @@ cdef class Reply:
     cdef void again(self):
         """Forget what was held back: nothing of it was sent."""
         self.scanner.reset()
-        self.held = None
-        self.held_bytes = 0
+        self._seen = 0
 
     cdef Verdict judge(self, ResponseParser answer) except *:
-        """Whether a stream starts with an error; what came of it is held. A few bytes tell,
-        usually.
+        """Whether a stream starts with an error; until that is known, it is left in answer.body.
 
-        Lines that are no events, such as comments, are let through: they keep the client patient.
+        A few bytes tell, usually. Lines that are no events, such as comments, are let through: they
+        keep the client patient.
         """
-        cdef bytes part, text
-        cdef const char* start
+        cdef bytes text
+        cdef const char* start = answer.body.data
         cdef long long code
-        for part in answer.parts:
-            self.scanner.feed(part)
-        self.held_bytes += answer.size
-        if self.held is None:
-            self.held = []
-        self.held += answer.take()
-        if self.scanner.events or self.scanner.other or self.held_bytes > HELD_MOST:
+        self.event_stream = True
+        self._scan(answer)
+        if self.scanner.events or self.scanner.other or self._seen > HELD_MOST:
             return GOOD
         if not self.scanner.errors:
             return GOOD if answer.complete else UNDECIDED
-        text = b"".join(self.held)
-        start = text
+        text = start[:self._seen]
         if not answer.complete and b"\n\n" not in text and b"\r\n\r\n" not in text:
             return UNDECIDED
         # A code of 4xx is about the request: no other engine would like it better.
-        code = number(start, start + len(text), b'"code"')
+        code = number(start, start + self._seen, b'"code"')
         return REFUSED if 400 <= code < 500 and code != 429 else BAD
 
+    cdef int _scan(self, ResponseParser answer) except -1:
+        """Show the scanner what it has not seen."""
+        cdef const char* p = answer.body.data + self._seen
+        cdef Py_ssize_t n = answer.body.size - self._seen
+        self._seen = answer.body.size
+        return self.scanner.feed(p, n) if self.event_stream else self.scanner.keep(p, n)
+
     cdef int relay(self, ResponseParser answer, list extra) except -1:
-        """Send what came of an engine's answer, in one write. extra: lines for its head."""
-        cdef Py_ssize_t size = answer.size
-        cdef list parts = answer.take()
-        cdef bytes head = b""
-        cdef bytes part
+        """Send what came of an engine's answer, in one write. extra: lines for its head.
+
+        Framing and head are written around the body, where it lies.
+        """
+        cdef Buffer out = answer.body
         if self.status == 0:
             self.event_stream = answer.sse
-            head = self._head(answer, size + self.held_bytes, extra)
-        for part in parts:
-            if self.event_stream:
-                self.scanner.feed(part)
-            else:
-                self.scanner.keep(part)
-        if self.held is not None:
-            parts, size = self.held + parts, size + self.held_bytes
-            self.held = None
+            self._head(answer, extra)
+        self._scan(answer)
         self.ended = answer.complete
-        return self.client.send(frame(parts, size, head, self.chunked, self.ended))
+        if self.chunked:
+            out.frame(self.ended)
+        if self._buffer.size:
+            out.prepend(self._buffer.data, self._buffer.size)
+            self._buffer.clear()
+        if out.size:
+            self.client.send(out.data, out.size)
+        out.clear()
+        self._seen = 0
+        return 0
 
-    cdef bytes _head(self, ResponseParser answer, Py_ssize_t size, list extra):
-        """The head for the client. size: of the body, if the answer is complete."""
+    cdef int _head(self, ResponseParser answer, list extra) except -1:
+        """Write the head for the client into the buffer."""
         cdef Buffer head = self._buffer
+        cdef Py_ssize_t size = answer.body.size
         cdef bytes line
         self.status = answer.status
         head.put(b"HTTP/1.1 ", 9)
@@ -135,16 +140,17 @@ cdef class Reply:
                 head.put_bytes(line)
         head.put_bytes(closing(not self.keep_alive, self.old))
         head.put(b"\r\n", 2)
-        return head.take()
+        return 0
 
     cdef int own(self, int status, bytes content_type, bytes body, list extra) except -1:
         """Send a whole answer of ours. extra: further lines of its head."""
         self.status = status
-        self.ended = True
-        return self.client.send(own_answer(
+        cdef bytes answer = own_answer(
             status, content_type, body, self.request_id, extra, not self.keep_alive, self.old,
             not self.bodyless,
-        ))
+        )
+        self.ended = True
+        return self.client.send(answer, len(answer))
 
     cdef int fail(self, error, list extra) except -1:
         """Send an HttpError; nothing may have been sent before."""
@@ -152,14 +158,17 @@ cdef class Reply:
 
     cdef int truncate(self, error) except -1:
         """Break off an answer that was begun. A stream is told why; none gets a proper end."""
-        cdef bytes event
+        cdef Buffer out = self._buffer
         if self.ended:  # what failed was ours, after the last byte
             self.client.cut(False)
             return 0
         if self.event_stream and not self.sized:
-            event = error_event(error)
             if not self.scanner.at_line_start():
-                event = b"\n\n" + event  # or it would continue the line that broke off
-            self.client.send(frame([event], len(event), b"", self.chunked, False))
+                out.put(b"\n\n", 2)  # or it would continue the line that broke off
+            out.put_bytes(error_event(error))
+            if self.chunked:
+                out.frame(False)
+            self.client.send(out.data, out.size)
+            out.clear()
         self.client.cut(not (self.chunked or self.sized))
         return 0

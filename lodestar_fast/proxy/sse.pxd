@@ -18,8 +18,8 @@ cdef class Scanner:
     cdef Py_ssize_t _tail_size
 
     cdef void reset(self) noexcept
-    cdef int feed(self, bytes data) except -1
-    cdef int keep(self, bytes data) except -1
+    cdef int feed(self, const char* p, Py_ssize_t n) except -1
+    cdef int keep(self, const char* p, Py_ssize_t size) except -1
     cdef bint at_line_start(self) noexcept
     cdef Usage usage(self) noexcept
     cdef bint aborted(self) noexcept

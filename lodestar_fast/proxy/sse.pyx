@@ -11,7 +11,7 @@ line, so a piece of 200 bytes costs some tens of nanoseconds. Lines, as the engi
 A piece may end anywhere, within a line's first bytes too: the state is carried over.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, strlen
 
@@ -54,12 +54,11 @@ cdef class Scanner:
         PyMem_Free(self._tail)
         self._tail = NULL
 
-    cdef int feed(self, bytes data) except -1:
+    cdef int feed(self, const char* p, Py_ssize_t n) except -1:
         """The next piece of an event stream."""
-        cdef const char* p = PyBytes_AS_STRING(data)
-        cdef const char* end = p + len(data)
+        cdef const char* end = p + n
         cdef char c
-        self.keep(data)
+        self.keep(p, n)
         while p < end:
             if self._state == REST:
                 p = <const char*> memchr(p, 10, end - p)
@@ -138,10 +137,8 @@ cdef class Scanner:
         self._error_event = False
         self._state = REST
 
-    cdef int keep(self, bytes data) except -1:
+    cdef int keep(self, const char* p, Py_ssize_t size) except -1:
         """Take over the tail of a piece. Each byte is copied twice at most."""
-        cdef Py_ssize_t size = len(data)
-        cdef const char* p = PyBytes_AS_STRING(data)
         if self._tail is NULL:
             self._tail = <char*> PyMem_Malloc(2 * TAIL)
             if self._tail is NULL:
@@ -249,9 +246,10 @@ cdef bint is_aborted(const char* start, const char* end) noexcept nogil:
 
 def scan(list pieces):
     cdef Scanner scanner = Scanner()
+    cdef bytes piece
     scanner.reset()
     for piece in pieces:
-        scanner.feed(piece)
+        scanner.feed(piece, len(piece))
     return scanner
 
 

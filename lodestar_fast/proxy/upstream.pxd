@@ -17,6 +17,8 @@ cdef class Receiver:
 cdef class Upstream:
     cdef Pool pool
     cdef object transport  # None until connected
+    cdef int _fd
+    cdef bint _queued  # see emit()
     cdef object task  # opening it
     cdef Receiver owner  # None: idle or done with
     cdef readonly ResponseParser parser

@@ -13,7 +13,7 @@ import logging
 
 from lodestar_fast.proxy.context cimport Context, Reserve
 from lodestar_fast.proxy.parse_response cimport ResponseParser
-from lodestar_fast.proxy.wire cimport Buffer, monotonic
+from lodestar_fast.proxy.wire cimport Buffer, descriptor, emit, monotonic
 
 log = logging.getLogger("lodestar.proxy")
 
@@ -64,9 +64,11 @@ cdef class Upstream:
         out.put(b"\r\n\r\n", 4)
         if len(body) <= JOIN:
             out.put_bytes(body)
-            self.transport.write(out.take())
+            self._queued = emit(self.transport, self._fd, self._queued, out.data, out.size)
+            out.clear()
         else:
             self.transport.writelines((out.take(), body))
+            self._queued = True
         return 0
 
     cdef void release(self):
@@ -79,7 +81,8 @@ cdef class Upstream:
             self.pool.context.counters.extra_bytes += 1
         if (
             parser.extra or not parser.keep_alive or self.pool._closed
-            or self.transport.get_write_buffer_size() or self.transport.is_closing()
+            or self._queued and self.transport.get_write_buffer_size()
+            or self.transport.is_closing()
         ):
             self.abort()
             return
@@ -126,6 +129,7 @@ cdef class Upstream:
 
     def connection_made(self, transport):
         self.transport = transport
+        self._fd = descriptor(transport)
         if self.dead:  # given up in the same turn of the loop
             transport.abort()
             return
@@ -149,7 +153,7 @@ cdef class Upstream:
             if self.parser.broken is not None:
                 log.info("instance %s: %s", self.pool.instance.id, self.parser.broken)
                 self._lost("malformed")
-            elif self.parser.size or self.parser.complete:
+            elif self.parser.body.size or self.parser.complete:
                 owner.on_answer(self)
         except Exception as e:
             owner.on_crash(e)

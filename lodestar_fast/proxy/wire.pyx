@@ -1,11 +1,20 @@
 """Small things the data path needs everywhere: precise time, a byte buffer, ASCII comparison."""
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t send(int fd, const void* p, size_t n, int flags)
+    enum:
+        MSG_DONTWAIT
+        MSG_NOSIGNAL
+
 cdef const char* HEX = b"0123456789abcdef"
+
+cdef enum:
+    KEPT = 16384  # bytes of memory that an empty buffer keeps
 
 
 cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil:
@@ -31,70 +40,96 @@ cdef int put_hex(char* end, uint64_t n, int least) noexcept nogil:
     return digits
 
 
-cdef Py_ssize_t length_of(bytes digits) noexcept:
+cdef Py_ssize_t length_of(const char* p, Py_ssize_t n) noexcept nogil:
     """A Content-Length whose digits llhttp has checked; beyond 2**60 just that."""
     cdef Py_ssize_t value = 0
-    cdef const char* p = digits
-    while p[0] and value < <Py_ssize_t> 1 << 60:
-        if 48 <= p[0] <= 57:
-            value = value * 10 + (p[0] - 48)
-        p += 1
+    cdef Py_ssize_t i
+    for i in range(n):
+        if value >= <Py_ssize_t> 1 << 60:
+            break
+        if 48 <= p[i] <= 57:
+            value = value * 10 + (p[i] - 48)
     return value
 
 
-cdef bytes frame(list parts, Py_ssize_t size, bytes before, bint chunked, bint last):
-    """One bytes object for one write: `before` (a head or nothing), then the body in parts.
+cdef bint emit(transport, int fd, bint queued, const char* p, Py_ssize_t n) except -1:
+    """Write to a connection; whether some of it waits in its transport. The only way out.
 
-    size is that of all parts. chunked: as a single chunk, with the closing one if it is the last.
+    queued: what the last call returned. As long as nothing waits, the socket is written to
+    directly: what the transport would do too, without a Python object for each write. What the
+    socket does not take, and an error, is for the transport to deal with.
     """
-    cdef char mark[24]
-    cdef int marked = 0
-    cdef Py_ssize_t total = len(before) + size
-    cdef bytes part, out
-    cdef char* p
-    if not chunked:
-        if not parts:
-            return before
-        if len(parts) == 1 and not before:
-            return <bytes> parts[0]
-    else:
-        if size:
-            marked = put_hex(mark + sizeof(mark), size, 1)
-            total += marked + 4
-        if last:
-            total += 5
-    out = PyBytes_FromStringAndSize(NULL, total)
-    p = PyBytes_AS_STRING(out)
-    memcpy(p, <const char*> before, len(before))
-    p += len(before)
-    if marked:
-        memcpy(p, mark + sizeof(mark) - marked, marked)
-        memcpy(p + marked, b"\r\n", 2)
-        p += marked + 2
-    for part in parts:
-        memcpy(p, <const char*> part, len(part))
-        p += len(part)
-    if marked:
-        memcpy(p, b"\r\n", 2)
-        p += 2
-    if chunked and last:
-        memcpy(p, b"0\r\n\r\n", 5)
-    return out
+    cdef Py_ssize_t sent = 0
+    if queued:
+        queued = transport.get_write_buffer_size() > 0
+    if not queued and fd >= 0:
+        sent = max(0, send(fd, p, n, MSG_NOSIGNAL | MSG_DONTWAIT))
+        if sent == n:
+            return False
+    transport.write(PyBytes_FromStringAndSize(p + sent, n - sent))
+    return True
+
+
+cdef int descriptor(transport) except -2:
+    """The socket of a plain TCP connection, for emit(); -1: there is none."""
+    socket = transport.get_extra_info("socket")
+    return -1 if socket is None else socket.fileno()
 
 
 cdef class Buffer:
-    def __dealloc__(self):
-        PyMem_Free(self.data)
+    def __cinit__(self, Py_ssize_t front=0):
+        self._front = front
 
-    cdef int _grow(self, Py_ssize_t more) except -1:
+    def __dealloc__(self):
+        PyMem_Free(self._memory)
+
+    cdef int _grow(self, Py_ssize_t before, Py_ssize_t behind) except -1:
+        """Make room for that many more bytes on both sides."""
         cdef Py_ssize_t capacity = max(512, self._capacity)
-        cdef char* data
-        while capacity < self.size + more:
+        cdef Py_ssize_t at = self._front if self._memory is NULL else self.data - self._memory
+        cdef char* memory
+        if before:
+            at = max(before, self._front)
+        while capacity < at + self.size + behind:
             capacity *= 2
-        data = <char*> PyMem_Realloc(self.data, capacity)
-        if data is NULL:
+        memory = <char*> PyMem_Malloc(capacity)
+        if memory is NULL:
             raise MemoryError()
-        self.data, self._capacity = data, capacity
+        if self.size:
+            memcpy(memory + at, self.data, self.size)
+        PyMem_Free(self._memory)
+        self._memory, self._capacity = memory, capacity
+        self.data = memory + at
+        return 0
+
+    cdef void clear(self) noexcept:
+        """Empty it. What was large goes back, so that an idle connection does not hold it."""
+        self.size = 0
+        if self._capacity > KEPT:
+            PyMem_Free(self._memory)
+            self._memory = NULL
+            self._capacity = 0
+        self.data = self._memory + min(self._front, self._capacity)
+
+    cdef int prepend(self, const char* p, Py_ssize_t n) except -1:
+        if self._memory is NULL or self.data - self._memory < n:
+            self._grow(n, 0)
+        self.data -= n
+        memcpy(self.data, p, n)
+        self.size += n
+        return 0
+
+    cdef int frame(self, bint last) except -1:
+        """Make what it holds one chunk, with the closing one behind it if it is the last."""
+        cdef char mark[24]
+        cdef int digits
+        if self.size:
+            memcpy(mark + sizeof(mark) - 2, b"\r\n", 2)
+            digits = put_hex(mark + sizeof(mark) - 2, self.size, 1)
+            self.prepend(mark + sizeof(mark) - 2 - digits, digits + 2)
+            self.put(b"\r\n", 2)
+        if last:
+            self.put(b"0\r\n\r\n", 5)
         return 0
 
     cdef int put_number(self, long long n) except -1:
@@ -112,5 +147,5 @@ cdef class Buffer:
     cdef bytes take(self):
         """What it holds, and empty it."""
         cdef bytes out = PyBytes_FromStringAndSize(self.data, self.size)
-        self.size = 0
+        self.clear()
         return out
