@@ -123,10 +123,42 @@ uint32_t ls_index_match(const struct ls_index *ix, const uint64_t *hashes, uint3
 void ls_index_insert(struct ls_index *ix, uint32_t slot, const uint64_t *hashes, uint32_t n,
                      uint64_t capacity);
 
+/* Where an insert went, so that it can be taken back without the prompt. */
+struct ls_path {
+    uint64_t tail;   /* first hash of its last node: tells whether that node is still the same */
+    uint32_t node;   /* 0: the path is empty */
+    uint32_t blocks; /* entered */
+    uint32_t stamp;  /* of the insert; stamps count inserts, and turn after 2^32 */
+    uint32_t before; /* stamp that the oldest part of it had which slot already held; 0: none */
+    uint64_t turned; /* blocks that the slot had ever been given by then */
+};
+struct ls_path ls_index_path(const struct ls_index *ix); /* of the last insert */
+
 void ls_index_forget(struct ls_index *ix, uint32_t slot);
 uint64_t ls_index_blocks(const struct ls_index *ix, uint32_t slot); /* held by slot */
 void ls_index_stats(const struct ls_index *ix, struct ls_index_stats *out);
 int ls_index_check(const struct ls_index *ix); /* slow: every link; 0 or LS_EINVARIANT */
+
+/* ---- truth.c: corrections of the index ----------------------------------------------------------
+ *
+ * The insert's request has ended, and its blocks may be given up. Until then they are the last to
+ * go; and if the slot has moved on far since, they are now its most recent. capacity: as for the
+ * insert. */
+void ls_index_release(struct ls_index *ix, uint32_t slot, const struct ls_path *path,
+                      uint64_t capacity);
+
+/*
+ *
+ * An answer of that many blocks takes room beside the prompts. capacity: as for the insert. */
+void ls_index_spend(struct ls_index *ix, uint32_t slot, uint64_t blocks, uint64_t capacity);
+
+/* The insert is taken back but for its first `keep` blocks, which were there before; what another
+ * insert has used since stays. */
+void ls_index_withdraw(struct ls_index *ix, uint32_t slot, const struct ls_path *path,
+                       uint32_t keep);
+
+/* What was not used after the insert of that stamp is gone. */
+void ls_index_outlive(struct ls_index *ix, uint32_t slot, uint32_t stamp);
 
 /* ---- ring.c: the last few measurements ------------------------------------------------------- */
 struct ls_ring {
@@ -237,6 +269,7 @@ struct ls_instance {
     /* Exact: sums over its open tickets (ls_router_check). */
     uint64_t prefill_requests, prefill_own, prefill_prompt, decode_requests, decode_context;
     uint32_t oldest, newest; /* streamed tickets without first token, in order of dispatch */
+    double unplaced; /* answered tokens that take room in the cache and not yet on the shelf */
     struct ls_speed speed;
     struct ls_ring ttft, prefill_rate, inter_token; /* seconds, tokens per second, seconds */
     double reported_at, running, waiting, kv_usage;
@@ -287,6 +320,8 @@ struct ls_ticket {
     uint32_t older, newer; /* streamed tickets of the instance without first token; free list */
     uint32_t prompt_tokens, own_tokens, hit_tokens, output_tokens, cached_tokens, usage_tokens;
     uint32_t weights_version;
+    uint32_t hit_blocks;
+    struct ls_path path; /* its blocks in the index */
     size_t prompt_bytes;
     float predicted, expected, reference;
     uint16_t slot;

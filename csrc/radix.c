@@ -9,52 +9,10 @@
  * only node of the path that can be at the old end of the list is the last one: eviction stops
  * there.
  */
-#include "lodestar.h"
+#include "radix.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define NIL 0u /* nodes[0] and holdings[0] are not used: zeroed memory is an empty index */
-
-struct node {
-    uint64_t run[LS_RUN];
-    uint32_t length;
-    uint32_t holders;      /* first holding */
-    uint32_t newer, older; /* all nodes by recency */
-};
-
-struct holding {
-    uint32_t node;
-    uint32_t next;         /* of the same node */
-    uint32_t newer, older; /* of the same slot by recency */
-    uint16_t slot;
-    uint16_t held; /* 1..length */
-};
-
-struct entry {    /* of the table; node NIL: free */
-    uint32_t tag; /* upper half of the run's first hash; its low bits are the home position */
-    uint32_t node;
-};
-
-struct shelf { /* what one slot holds */
-    uint32_t newest, oldest;
-    uint64_t blocks;
-};
-
-struct ls_index {
-    struct entry *table;
-    struct node *nodes;
-    struct holding *holdings;
-    struct shelf *shelves;
-    uint32_t mask; /* table size - 1; at most half of it is used */
-    uint32_t max_nodes, max_holdings, slots;
-    uint32_t nodes_used, holdings_used;
-    uint32_t free_node, free_holding;   /* lists through `older` */
-    uint32_t fresh_node, fresh_holding; /* never used before: their memory is still untouched */
-    uint32_t newest, oldest;
-    uint64_t evictions;
-    size_t budget;
-};
 
 #define HOLDINGS_PER_NODE 2 /* most prefixes have one holder, shared ones many */
 #define NODE_BYTES (sizeof(struct node) + HOLDINGS_PER_NODE * sizeof(struct holding))
@@ -67,6 +25,9 @@ static uint64_t nodes_beside(size_t budget, uint64_t table) {
 }
 
 struct ls_index *ls_index_new(size_t budget_bytes, uint32_t max_instances) {
+    size_t pin_words = 1; /* a hundredth of the budget, at 64 inserts a word */
+    while (pin_words * 2 * sizeof(uint64_t) <= budget_bytes / 100) pin_words *= 2;
+    budget_bytes -= pin_words * sizeof(uint64_t);
     uint64_t table = 8;
     while (table < (1u << 30) &&
            nodes_beside(budget_bytes, table * 2) > nodes_beside(budget_bytes, table))
@@ -80,13 +41,15 @@ struct ls_index *ls_index_new(size_t budget_bytes, uint32_t max_instances) {
     ix->max_holdings = (uint32_t)(n * HOLDINGS_PER_NODE);
     ix->slots = max_instances;
     ix->fresh_node = ix->fresh_holding = 1;
-    ix->budget = table * sizeof *ix->table + (n + 1) * sizeof *ix->nodes +
-                 (n * HOLDINGS_PER_NODE + 1) * sizeof *ix->holdings;
+    ix->pin_mask = (uint32_t)(pin_words * 64 - 1);
+    ix->budget = pin_words * sizeof *ix->pinned + table * sizeof *ix->table +
+                 (n + 1) * sizeof *ix->nodes + (n * HOLDINGS_PER_NODE + 1) * sizeof *ix->holdings;
     ix->table = calloc(table, sizeof *ix->table);
     ix->nodes = calloc(n + 1, sizeof *ix->nodes);
     ix->holdings = calloc(n * HOLDINGS_PER_NODE + 1, sizeof *ix->holdings);
     ix->shelves = calloc(max_instances, sizeof *ix->shelves);
-    if (ix->table && ix->nodes && ix->holdings && ix->shelves) return ix;
+    ix->pinned = calloc(pin_words, sizeof *ix->pinned);
+    if (ix->pinned && ix->table && ix->nodes && ix->holdings && ix->shelves) return ix;
     ls_index_free(ix);
     return NULL;
 }
@@ -97,6 +60,7 @@ void ls_index_free(struct ls_index *ix) {
     free(ix->nodes);
     free(ix->holdings);
     free(ix->shelves);
+    free(ix->pinned);
     free(ix);
 }
 
@@ -131,46 +95,12 @@ static void table_remove(struct ls_index *ix, uint32_t node) {
     ix->table[gap] = (struct entry){0};
 }
 
-/* ---- Lists by recency ------------------------------------------------------------------------ */
-
-static void node_unlink(struct ls_index *ix, uint32_t n) {
-    struct node *node = &ix->nodes[n];
-    *(node->newer ? &ix->nodes[node->newer].older : &ix->newest) = node->older;
-    *(node->older ? &ix->nodes[node->older].newer : &ix->oldest) = node->newer;
-}
-
-/* Just older than `before`; NIL: the newest of all. */
-static void node_link(struct ls_index *ix, uint32_t n, uint32_t before) {
-    struct node *node = &ix->nodes[n];
-    uint32_t *from = before ? &ix->nodes[before].older : &ix->newest;
-    node->newer = before;
-    node->older = *from;
-    *(node->older ? &ix->nodes[node->older].newer : &ix->oldest) = n;
-    *from = n;
-}
-
-static void holding_unlink(struct ls_index *ix, uint32_t h) {
-    struct holding *holding = &ix->holdings[h];
-    struct shelf *shelf = &ix->shelves[holding->slot];
-    *(holding->newer ? &ix->holdings[holding->newer].older : &shelf->newest) = holding->older;
-    *(holding->older ? &ix->holdings[holding->older].newer : &shelf->oldest) = holding->newer;
-}
-
-static void holding_link(struct ls_index *ix, uint32_t h, uint32_t before) {
-    struct holding *holding = &ix->holdings[h];
-    struct shelf *shelf = &ix->shelves[holding->slot];
-    uint32_t *from = before ? &ix->holdings[before].older : &shelf->newest;
-    holding->newer = before;
-    holding->older = *from;
-    *(holding->older ? &ix->holdings[holding->older].newer : &shelf->oldest) = h;
-    *from = h;
-}
-
 /* ---- Eviction -------------------------------------------------------------------------------- */
 
 static void node_free(struct ls_index *ix, uint32_t n) {
     table_remove(ix, n);
     node_unlink(ix, n);
+    ix->nodes[n].holders = NIL; /* what remembers it can see that it is gone */
     ix->nodes[n].older = ix->free_node;
     ix->free_node = n;
     ix->nodes_used--;
@@ -186,8 +116,15 @@ static void holding_free(struct ls_index *ix, uint32_t h) {
     ix->holdings_used--;
 }
 
-static void holding_drop(struct ls_index *ix, uint32_t h) {
+void ls_holding_drop(struct ls_index *ix, uint32_t h) {
     uint32_t n = ix->holdings[h].node;
+    if (n == NIL) {
+        struct shelf *shelf = &ix->shelves[ix->holdings[h].slot];
+        shelf->spent -= ix->holdings[h].held;
+        if (shelf->spacer == h) shelf->spacer = NIL;
+        holding_free(ix, h);
+        return;
+    }
     uint32_t *link = &ix->nodes[n].holders;
     while (*link != h) link = &ix->holdings[*link].next;
     *link = ix->holdings[h].next;
@@ -205,8 +142,7 @@ static void evict_oldest(struct ls_index *ix) {
     node_free(ix, n);
 }
 
-/* Room for one more node and holding, without giving up `keep`, the end of the path so far. */
-static int make_room(struct ls_index *ix, uint32_t keep) {
+int ls_make_room(struct ls_index *ix, uint32_t keep) {
     while (ix->nodes_used == ix->max_nodes || ix->holdings_used == ix->max_holdings) {
         if (ix->oldest == keep || ix->oldest == NIL) return 0;
         evict_oldest(ix);
@@ -214,29 +150,19 @@ static int make_room(struct ls_index *ix, uint32_t keep) {
     return 1;
 }
 
-static void trim(struct ls_index *ix, struct shelf *shelf, uint64_t capacity) {
-    while (shelf->blocks > capacity) {
-        struct holding *holding = &ix->holdings[shelf->oldest];
-        uint64_t excess = shelf->blocks - capacity;
-        if (holding->held <= excess) {
-            holding_drop(ix, shelf->oldest);
-        } else {
-            holding->held = (uint16_t)(holding->held - excess);
-            shelf->blocks = capacity;
-        }
-    }
-}
-
 /* ---- The operations -------------------------------------------------------------------------- */
 
-static uint32_t node_new(struct ls_index *ix, const uint64_t *hashes, uint32_t n, uint32_t before) {
+static uint32_t node_new(struct ls_index *ix, const uint64_t *hashes, uint32_t n, uint32_t start,
+                         uint32_t before) {
     uint32_t id = ix->free_node;
     if (id != NIL)
         ix->free_node = ix->nodes[id].older;
     else
         id = ix->fresh_node++;
     struct node *node = &ix->nodes[id];
-    node->length = n < LS_RUN ? n : LS_RUN;
+    node->length = (uint16_t)(n < LS_RUN ? n : LS_RUN);
+    node->start = (uint16_t)start;
+    node->parent = before;
     node->holders = NIL;
     memcpy(node->run, hashes, node->length * sizeof *hashes);
     ix->nodes_used++;
@@ -257,6 +183,10 @@ static uint32_t holding_new(struct ls_index *ix, uint32_t n, uint32_t slot, uint
     ix->holdings_used++;
     holding_link(ix, id, before);
     return id;
+}
+
+uint32_t ls_index_find(const struct ls_index *ix, uint64_t hash) {
+    return find(ix, hash);
 }
 
 /* How far a run and the next hashes agree; at least 1 after find(). */
@@ -290,6 +220,7 @@ void ls_index_insert(struct ls_index *ix, uint32_t slot, const uint64_t *hashes,
     struct shelf *shelf = &ix->shelves[slot];
     uint32_t last = NIL, last_holding = NIL; /* where the walk stands */
     int at_end = 0;                          /* of that run */
+    ix->path = (struct ls_path){.stamp = ix->path.stamp + 1};
     for (uint32_t pos = 0, same; pos < n; pos += same) {
         uint32_t id = find(ix, hashes[pos]), h = NIL;
         if (id == NIL && at_end && ix->nodes[last].length < LS_RUN) {
@@ -297,9 +228,11 @@ void ls_index_insert(struct ls_index *ix, uint32_t slot, const uint64_t *hashes,
             uint32_t room = LS_RUN - node->length;
             same = n - pos < room ? n - pos : room;
             memcpy(node->run + node->length, hashes + pos, same * sizeof *hashes);
-            node->length += same;
+            node->length = (uint16_t)(node->length + same);
             ix->holdings[last_holding].held = (uint16_t)node->length;
             shelf->blocks += same;
+            shelf->turned += same;
+            ix->path.blocks = pos + same;
             continue;
         }
         if (id != NIL) {
@@ -311,30 +244,43 @@ void ls_index_insert(struct ls_index *ix, uint32_t slot, const uint64_t *hashes,
         if (h != NIL) {
             holding_unlink(ix, h);
             holding_link(ix, h, last_holding);
+            ix->path.before = ix->holdings[h].stamp;
         } else {
-            if (!make_room(ix, id != NIL ? id : last)) break;
-            if (id == NIL) id = node_new(ix, hashes + pos, n - pos, last);
+            if (!ls_make_room(ix, id != NIL ? id : last)) break;
+            if (id == NIL) id = node_new(ix, hashes + pos, n - pos, pos, last);
             h = holding_new(ix, id, slot, last_holding);
         }
         same = agree(&ix->nodes[id], hashes + pos, n - pos);
         struct holding *holding = &ix->holdings[h];
         if (holding->held < same) {
             shelf->blocks += same - holding->held;
+            shelf->turned += same - holding->held;
             holding->held = (uint16_t)same;
         }
+        holding->stamp = ix->path.stamp;
         at_end = same == ix->nodes[id].length;
-        last = id;
+        ix->path.node = last = id;
+        ix->path.blocks = pos + same;
         last_holding = h;
     }
-    if (capacity) trim(ix, shelf, capacity);
+    if (last != NIL) {
+        ix->path.tail = ix->nodes[last].run[0];
+        ix->path.turned = shelf->turned;
+        pin(ix, ix->path.stamp, 1);
+    }
+    if (capacity) ls_index_trim(ix, slot, capacity);
+}
+
+struct ls_path ls_index_path(const struct ls_index *ix) {
+    return ix->path;
 }
 
 void ls_index_forget(struct ls_index *ix, uint32_t slot) {
-    while (ix->shelves[slot].oldest != NIL) holding_drop(ix, ix->shelves[slot].oldest);
+    while (ix->shelves[slot].oldest != NIL) ls_holding_drop(ix, ix->shelves[slot].oldest);
 }
 
 uint64_t ls_index_blocks(const struct ls_index *ix, uint32_t slot) {
-    return ix->shelves[slot].blocks;
+    return ix->shelves[slot].blocks - ix->shelves[slot].spent;
 }
 
 void ls_index_stats(const struct ls_index *ix, struct ls_index_stats *out) {
@@ -348,39 +294,4 @@ void ls_index_stats(const struct ls_index *ix, struct ls_index_stats *out) {
         .max_holdings = ix->max_holdings,
         .evictions = ix->evictions,
     };
-}
-
-int ls_index_check(const struct ls_index *ix) {
-    uint64_t nodes = 0, holdings = 0, shelved = 0, entries = 0;
-    uint32_t newer = NIL;
-    for (uint32_t n = ix->newest; n != NIL; newer = n, n = ix->nodes[n].older) {
-        const struct node *node = &ix->nodes[n];
-        if (node->newer != newer || node->length == 0 || node->length > LS_RUN)
-            return LS_EINVARIANT;
-        if (find(ix, node->run[0]) != n || node->holders == NIL) return LS_EINVARIANT;
-        for (uint32_t h = node->holders; h != NIL; h = ix->holdings[h].next, holdings++) {
-            const struct holding *holding = &ix->holdings[h];
-            if (holding->node != n || holding->slot >= ix->slots) return LS_EINVARIANT;
-            if (holding->held == 0 || holding->held > node->length) return LS_EINVARIANT;
-        }
-        if (++nodes > ix->nodes_used) return LS_EINVARIANT;
-    }
-    if (newer != ix->oldest) return LS_EINVARIANT;
-    for (uint32_t slot = 0; slot < ix->slots; slot++) {
-        uint64_t blocks = 0;
-        newer = NIL;
-        for (uint32_t h = ix->shelves[slot].newest; h != NIL;
-             newer = h, h = ix->holdings[h].older) {
-            if (ix->holdings[h].newer != newer || ix->holdings[h].slot != slot)
-                return LS_EINVARIANT;
-            blocks += ix->holdings[h].held;
-            if (++shelved > ix->holdings_used) return LS_EINVARIANT;
-        }
-        if (newer != ix->shelves[slot].oldest || blocks != ix->shelves[slot].blocks)
-            return LS_EINVARIANT;
-    }
-    for (uint32_t i = 0; i <= ix->mask; i++) entries += ix->table[i].node != NIL;
-    int fits = nodes == ix->nodes_used && entries == nodes && nodes <= ix->max_nodes;
-    fits &= holdings == ix->holdings_used && shelved == holdings && holdings <= ix->max_holdings;
-    return fits ? 0 : LS_EINVARIANT;
 }

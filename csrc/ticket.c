@@ -48,6 +48,26 @@ static void leave_prefill(struct ls_router *r, struct ls_instance *x, struct ls_
     *(t->newer ? &r->tickets[t->newer].older : &x->newest) = t->older;
 }
 
+/* Blocks that an instance's cache holds; 0: not known. */
+static uint64_t capacity_of(const struct ls_router *r, const struct ls_instance *x) {
+    return (uint64_t)ceil((double)x->kv_tokens * ls_router_bytes_per_token(r) /
+                          r->config.block_bytes);
+}
+
+/* The prompt's blocks are entered for the instance, behind what its answers took meanwhile. */
+static void remember(struct ls_router *r, struct ls_instance *x, uint32_t slot) {
+    double per_token = ls_router_bytes_per_token(r) / r->config.block_bytes; /* blocks */
+    uint64_t capacity = capacity_of(r, x);
+    if (capacity > 0) {
+        uint64_t answered = (uint64_t)(x->unplaced * per_token);
+        ls_index_spend(r->index, slot, answered, capacity);
+        x->unplaced -= (double)answered / per_token;
+        if (r->blocks > 0) /* the last block, which is not whole */
+            x->unplaced += ls_max(0, r->prompt_tokens - r->blocks / per_token);
+    }
+    ls_index_insert(r->index, slot, r->hashes, r->blocks, capacity);
+}
+
 int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason, float predicted,
                          uint32_t weights_version) {
     const struct ls_candidate *c = &r->candidates[i];
@@ -55,10 +75,10 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
     r->counters.decisions[reason]++;
     x->decisions++;
     if (!isnan(predicted)) ls_hist_add(&r->counters.predicted, (double)predicted);
+    struct ls_path path = {0};
     if (x->prefix_caching) {
-        double capacity = (double)x->kv_tokens * ls_router_bytes_per_token(r);
-        ls_index_insert(r->index, c->slot, r->hashes, r->blocks,
-                        (uint64_t)ceil(capacity / r->config.block_bytes));
+        remember(r, x, c->slot);
+        path = ls_index_path(r->index);
     }
     uint32_t id = r->free_ticket;
     if (id) {
@@ -67,6 +87,7 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
         id = r->fresh_ticket++;
     } else {
         r->counters.tickets_full++;
+        ls_index_release(r->index, c->slot, &path, 0);
         return 0;
     }
     struct ls_ticket *t = &r->tickets[id];
@@ -80,6 +101,8 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
         .cached_tokens = LS_UNKNOWN,
         .weights_version = weights_version,
         .prompt_bytes = r->prompt_bytes,
+        .path = path,
+        .hit_blocks = c->hit_blocks,
         .predicted = predicted,
         .expected = c->expected,
         .reference = r->reference,
@@ -179,9 +202,10 @@ static int first_token(struct ls_router *r, struct ls_ticket *t, double now) {
 
 /* The total of output tokens is now this; the instance's context grows with it while decoding. */
 static void set_output(struct ls_router *r, struct ls_ticket *t, uint32_t total) {
-    if (t->state == LS_DECODE) {
-        struct ls_instance *x = instance_of(r, t);
-        if (x)
+    struct ls_instance *x = instance_of(r, t);
+    if (x) {
+        x->unplaced += ls_max(0, (double)total - t->output_tokens);
+        if (t->state == LS_DECODE)
             x->decode_context += (uint64_t)total - t->output_tokens; /* wraps back if it shrinks */
     }
     t->output_tokens = total;
@@ -231,6 +255,9 @@ static int finish(struct ls_router *r, uint32_t id, enum ls_event event, double 
         if (event != LS_DONE) ttft = (float)e2e; /* censored: at least this long */
         if (x) leave_prefill(r, x, t);
     }
+    int never = t->state == LS_PREFILL && (event == LS_FAILED || event == LS_ABANDONED);
+    if (x && never) ls_index_withdraw(r->index, t->slot, &t->path, t->hit_blocks);
+    ls_index_release(r->index, t->slot, &t->path, x ? capacity_of(r, x) : 0);
     if (x) x->finals[event]++;
     add_sample(r, t, event, ttft, (float)e2e, tpot);
     ticket_close(r, id);

@@ -5,24 +5,11 @@
  * Built with address and undefined-behaviour sanitizers and with malloc and its kin wrapped: while
  * `frozen` an allocation is a failure. tests/test_csrc.py builds and runs it.
  */
-#include "lodestar.h"
+#include "csrc_fuzz.h"
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-static uint64_t seed;
-static int frozen, failing; /* failing: so many allocations more, the next one fails */
-
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "seed %llu: line %d: %s\n", (unsigned long long)seed, __LINE__,        \
-                    #condition);                                                                   \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
+uint64_t fuzz_seed, fuzz_state;
+int frozen;
+static int failing; /* so many allocations more, the next one fails */
 
 #define WRAP(function, parameters, ...)                                                            \
     void *__real_##function parameters;                                                            \
@@ -36,99 +23,9 @@ WRAP(malloc, (size_t size), size)
 WRAP(calloc, (size_t count, size_t size), count, size)
 WRAP(realloc, (void *old, size_t size), old, size)
 
-static uint64_t state;
-static uint32_t below(uint32_t n) {
-    return (uint32_t)(ls_random(&state) * n);
-}
-
-/* ---- The index against a table of who holds what ------------------------------------------------ */
-
-#define SLOTS 7
-#define TRIE 3000 /* distinct prefixes */
-#define DEPTH 600
-
-static uint32_t parent[TRIE], depth[TRIE], kids[TRIE];
-static uint64_t name[TRIE]; /* the chained hash that a prefix would have */
-static uint8_t held[SLOTS][TRIE];
-
-/* A random tree of prefixes: long shared ways with forks, as conversations make. */
-static void grow_trie(void) {
-    for (uint32_t i = 1; i < TRIE; i++) {
-        do parent[i] = below(24) ? i - 1 : below(i);
-        while (depth[parent[i]] + 1 >= DEPTH);
-        depth[i] = depth[parent[i]] + 1;
-        kids[parent[i]]++;
-        /* Few distinct upper halves: the table must survive clusters. */
-        name[i] = (uint64_t)below(40) << 32 | i;
-    }
-}
-
-static uint32_t random_prompt(uint64_t *hashes, uint32_t *path) {
-    uint32_t at = below(TRIE), n = depth[at];
-    for (uint32_t i = n; i > 0; i--, at = parent[at]) {
-        path[i - 1] = at;
-        hashes[i - 1] = name[at];
-    }
-    return n;
-}
-
-static void check_match(const struct ls_index *ix, int exact) {
-    uint64_t hashes[DEPTH];
-    uint32_t path[DEPTH], hits[SLOTS] = {0}, fewer[SLOTS] = {0}, n = random_prompt(hashes, path);
-    uint32_t longest = ls_index_match(ix, hashes, n, hits), shorter = below(n + 1);
-    ls_index_match(ix, hashes, shorter, fewer);
-    for (uint32_t slot = 0; slot < SLOTS; slot++) {
-        uint32_t expected = 0;
-        while (expected < n && held[slot][path[expected]]) expected++;
-        CHECK(exact ? hits[slot] == expected : hits[slot] <= expected);
-        CHECK(hits[slot] <= longest);
-        /* Who holds a prefix holds each shorter one. */
-        CHECK(fewer[slot] == (hits[slot] < shorter ? hits[slot] : shorter));
-    }
-}
-
-/* Ample: neither budget nor capacity bind, so the table and the index agree exactly. Else the index
- * holds less, never more, and the last insert as far as the capacity goes. */
-static void fuzz_index(size_t budget, uint64_t capacity, int ample) {
-    memset(held, 0, sizeof held);
-    struct ls_index *ix = ls_index_new(budget, SLOTS);
-    CHECK(ix != NULL);
-    frozen = 1;
-    for (uint32_t step = 0; step < 3000; step++) {
-        uint32_t slot = below(SLOTS);
-        if (below(200) == 0) {
-            ls_index_forget(ix, slot);
-            memset(held[slot], 0, sizeof held[slot]);
-            CHECK(ls_index_blocks(ix, slot) == 0);
-        } else {
-            uint64_t hashes[DEPTH];
-            uint32_t path[DEPTH], hits[SLOTS] = {0}, n = random_prompt(hashes, path);
-            ls_index_insert(ix, slot, hashes, n, capacity);
-            for (uint32_t i = 0; i < n; i++) held[slot][path[i]] = 1;
-            ls_index_match(ix, hashes, n, hits);
-            struct ls_index_stats stats;
-            ls_index_stats(ix, &stats);
-            CHECK(stats.budget_bytes <= budget && stats.used_bytes <= stats.budget_bytes);
-            CHECK(capacity == 0 || ls_index_blocks(ix, slot) <= capacity);
-            /* Runs are not split: at each fork up to LS_RUN - 1 blocks of another way may count. */
-            uint64_t least = capacity == 0 || n < capacity ? n : capacity, forks = 0;
-            for (uint32_t i = 0; i < n; i++) forks += kids[path[i]] > 1;
-            if (stats.max_nodes > TRIE) /* else the path alone may be more than the budget */
-                CHECK(hits[slot] + forks * (LS_RUN - 1) >= least);
-        }
-        check_match(ix, ample);
-        if (step % 50 == 0) CHECK(ls_index_check(ix) == 0);
-    }
-    for (uint32_t slot = 0; slot < SLOTS; slot++) ls_index_forget(ix, slot);
-    struct ls_index_stats stats;
-    ls_index_stats(ix, &stats);
-    CHECK(stats.nodes == 0 && stats.holdings == 0 && ls_index_check(ix) == 0);
-    frozen = 0;
-    ls_index_free(ix);
-}
-
 /* ---- The router against a list of what was dispatched ------------------------------------------- */
 
+#define SLOTS 7
 #define MOST 512
 
 static struct shadow {
@@ -178,7 +75,7 @@ static void route(struct ls_router *r, double now) {
     const struct ls_candidate *c = &r->candidates[i];
     CHECK(r->instances[c->slot].used && r->instances[c->slot].routable);
     CHECK(c->hit_tokens < r->prompt_tokens);
-    float predicted = below(2) ? NAN : (float)ls_random(&state);
+    float predicted = below(2) ? NAN : (float)ls_random(&fuzz_state);
     int64_t ticket = ls_router_commit(r, i, (enum ls_reason)below(LS_REASONS), predicted, 1);
     CHECK(ticket > 0 || r->counters.tickets_open == r->config.max_tickets);
     if (ticket == 0) return;
@@ -195,7 +92,7 @@ static void observe(struct ls_router *r, double now) {
     int64_t tokens = below(50) ? below(40) : (int64_t)below(9) * 1000000000000 - 1;
     enum ls_event event = (enum ls_event)below(LS_EVENTS);
     if (shadow_count == 0 || below(30) == 0) { /* nonsense */
-        int64_t ticket = (int64_t)(ls_random(&state) * 9e18) - (1ll << 50);
+        int64_t ticket = (int64_t)(ls_random(&fuzz_state) * 9e18) - (1ll << 50);
         if (below(2)) ticket = shadow_count ? shadows[0].ticket + (1ll << 33) : 0;
         CHECK(ls_router_observe(r, ticket, event, below(2) ? now : NAN, tokens, -1) == 0);
         CHECK(r->counters.observes_ignored == ignored + 1);
@@ -239,8 +136,8 @@ static void fuzz_router(void) {
                                .max_tickets = 1 + below(MOST / 2),
                                .max_samples = 1 + below(300),
                                .index_bytes = LS_INDEX_MIN_BYTES + below(100000),
-                               .seed = seed};
-    for (int k = 1; k <= 14; k++) { /* 14 allocations: each may fail, and nothing leaks */
+                               .seed = fuzz_seed};
+    for (int k = 1; k <= 15; k++) { /* 15 allocations: each may fail, and nothing leaks */
         failing = k;
         CHECK(ls_router_new(&config) == NULL && failing == 0);
     }
@@ -252,7 +149,8 @@ static void fuzz_router(void) {
     frozen = 1;
     double now = 1000;
     for (uint32_t step = 0; step < 6000; step++) {
-        now += below(20) ? ls_random(&state) * 0.05 : -ls_random(&state); /* clocks may step back */
+        now += below(20) ? ls_random(&fuzz_state) * 0.05
+                         : -ls_random(&fuzz_state); /* clocks may step back */
         uint32_t dice = below(100);
         if (dice < 30)
             route(r, now);
@@ -263,7 +161,7 @@ static void fuzz_router(void) {
         else if (dice < 98)
             ls_router_report(r, (int64_t)below(SLOTS + 4) - 2, now, below(9) ? below(99) : NAN,
                              below(9) ? below(99) : -1.0,
-                             below(9) ? ls_random(&state) * 2 : INFINITY);
+                             below(9) ? ls_random(&fuzz_state) * 2 : INFINITY);
         else {
             CHECK(ls_router_drain_bytes(r) <= most);
             ls_router_drain(r, batch);
@@ -300,7 +198,7 @@ static void put(const void *data, size_t bytes) {
 
 static void put_floats(uint32_t n, double low, double high) {
     for (uint32_t i = 0; i < n; i++) {
-        float value = (float)(low + (high - low) * ls_random(&state));
+        float value = (float)(low + (high - low) * ls_random(&fuzz_state));
         put(&value, sizeof value);
     }
 }
@@ -327,7 +225,7 @@ static void score(struct ls_model *model, uint32_t n) {
     float rows[9 * LS_WIDTH], seconds[9];
     uint8_t outside[9];
     for (uint32_t i = 0; i < n * LS_WIDTH; i++)
-        rows[i] = (float)(4 * ls_random(&state) - 2) * (below(20) ? 1.f : 1e30f);
+        rows[i] = (float)(4 * ls_random(&fuzz_state) - 2) * (below(20) ? 1.f : 1e30f);
     for (int simd = 0; simd < LS_SIMDS && ls_simd_has((enum ls_simd)simd); simd++) {
         model->simd = (enum ls_simd)simd;
         ls_model_score(model, rows, n, seconds, outside);
@@ -362,7 +260,7 @@ static void fuzz_blobs(struct ls_model *model) {
 static void fuzz_hash(void) {
     struct ls_key key;
     uint64_t all[64], some[64];
-    ls_key_init(&key, seed);
+    ls_key_init(&key, fuzz_seed);
     for (uint32_t round = 0; round < 300; round++) {
         uint32_t bytes = below(1000), block = 16 + below(100), shorter = below(bytes + 1);
         uint8_t *text = malloc(bytes + 1); /* exact */
@@ -385,14 +283,10 @@ static void fuzz_hash(void) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
-    state = seed;
-    grow_trie();
+    fuzz_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
+    fuzz_state = fuzz_seed;
     fuzz_hash();
-    fuzz_index(8 << 20, 0, 1);
-    fuzz_index(8 << 20, 40 + below(200), 0);
-    fuzz_index(LS_INDEX_MIN_BYTES + below(4000), 0, 0);
-    fuzz_index(20000 + below(20000), 100, 0);
+    fuzz_indexes();
     fuzz_router();
     static struct ls_model model;
     fuzz_blobs(&model);
