@@ -37,7 +37,12 @@ def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(CC, "-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror"),
         *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
         *("-Wl,--wrap=malloc", "-Wl,--wrap=calloc", "-Wl,--wrap=realloc"),
-        *("-iquote", CSRC, *sorted(CSRC.glob("*.c")), *sorted((ROOT / "tests").glob("csrc_fuzz*.c"))),
+        *(
+            "-iquote",
+            CSRC,
+            *sorted(CSRC.glob("*.c")),
+            *sorted((ROOT / "tests").glob("csrc_fuzz*.c")),
+        ),
         *("-o", program, "-lm"),
     )
     return program
