@@ -14,8 +14,9 @@ import logging
 
 from lodestar_fast.errors import HttpError, NoInstanceError
 from lodestar_fast.proxy import failures
-from lodestar_fast.proxy.openai import ROUTES, routing_fields, unknown_model
+from lodestar_fast.proxy.openai import ROUTES, unknown_model
 
+from lodestar_fast.proxy.body cimport Routing, read_body
 from lodestar_fast.proxy.context cimport Context
 from lodestar_fast.proxy.counters cimport (
     CLIENT_ABORT,
@@ -100,13 +101,15 @@ cdef class Exchange(Receiver):
 
     cdef int full(self, bytes body) except -1:
         """The request is complete."""
+        cdef Routing routing
+        cdef tuple avoid
         if self.refusal is not None:
             return self._fail(self.refusal, COMPLETED)
         if self.path not in ROUTES:
             return self._answer_locally()
         self.body = body
         try:
-            routing = routing_fields(self.path, body)
+            routing = read_body(self.path, body)
             avoid = self.context.others(routing.model)
             if avoid is None:
                 raise unknown_model(routing.model)

@@ -1,5 +1,6 @@
 """One request's tries on engines. See tries.pyx."""
 
+from lodestar_fast.proxy.body cimport Routing
 from lodestar_fast.proxy.context cimport Context
 from lodestar_fast.proxy.parse_response cimport ResponseParser
 from lodestar_fast.proxy.reply cimport Reply
@@ -14,7 +15,7 @@ cdef enum Final:
 
 cdef class Tries:
     cdef Context context
-    cdef object routing  # openai.Routing
+    cdef Routing routing
     cdef object ticket  # 0: none, or closed
     cdef object instance  # of the try at hand
     cdef bytes retry_after  # the smallest number of seconds that a busy engine named
@@ -25,7 +26,7 @@ cdef class Tries:
     cdef list _tried  # slots; None: no try has failed
     cdef bint _first_token
 
-    cdef void begin(self, routing, tuple avoid)
+    cdef void begin(self, Routing routing, tuple avoid)
     cdef bint route(self) except -1
     cdef bint another(self, str kind) except -1
     cdef void note_retry_after(self, bytes value)

@@ -8,6 +8,7 @@ calls it. Used by Exchange, which moves the bytes.
 from lodestar_fast.core.router import Event
 from lodestar_fast.errors import NoInstanceError
 
+from lodestar_fast.proxy.body cimport Routing
 from lodestar_fast.proxy.context cimport Context
 from lodestar_fast.proxy.parse_response cimport ResponseParser
 from lodestar_fast.proxy.reply cimport Reply
@@ -25,7 +26,7 @@ cdef class Tries:
         self.context = context
         self.ticket = 0
 
-    cdef void begin(self, routing, tuple avoid):
+    cdef void begin(self, Routing routing, tuple avoid):
         """For a new request. avoid: slots that do not serve its model."""
         self.routing = routing
         self._avoid = avoid
