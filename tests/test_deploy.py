@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -58,5 +59,44 @@ def test_prometheus_config_is_valid() -> None:
         capture_output=True,
         text=True,
         timeout=30,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def exported() -> set[str]:
+    """Names of the series that metrics.py can produce, from its declarations."""
+    source = (DEPLOY.parent / "lodestar_fast" / "metrics.py").read_text()
+    names = set(re.findall(r'"(lodestar_\w+)"', source))
+    return names | {f"{name}_{part}" for name in names for part in ("bucket", "sum", "count")}
+
+
+def used(text: str) -> set[str]:
+    return set(re.findall(r"\blodestar_\w+", text))
+
+
+def test_alerts_and_dashboard_name_only_metrics_that_exist() -> None:
+    for file in ("alerts.yml", "grafana.json"):
+        names = used((DEPLOY / file).read_text())
+        assert len(names) > 5
+        assert not names - exported(), f"{file} names {names - exported()}"
+
+
+def test_dashboard_panels_explain_themselves() -> None:
+    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+    panels = [p for p in dashboard["panels"] if p["type"] != "row"]
+    assert len({p["id"] for p in dashboard["panels"]}) == len(dashboard["panels"])
+    assert all(p["description"] and p["targets"] for p in panels)
+
+
+def test_alert_rules_fire_when_they_should() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    done = subprocess.run(
+        [promtool, "test", "rules", "alerts_test.yml"],
+        cwd=DEPLOY,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
