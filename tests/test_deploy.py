@@ -63,11 +63,14 @@ def test_prometheus_config_is_valid() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+PARTS = ("total", "bucket", "sum", "count")  # what the format adds to a declared name
+
+
 def exported() -> set[str]:
     """Names of the series that metrics.py can produce, from its declarations."""
     source = (DEPLOY.parent / "lodestar_fast" / "metrics.py").read_text()
     names = set(re.findall(r'"(lodestar_\w+)"', source))
-    return names | {f"{name}_{part}" for name in names for part in ("bucket", "sum", "count")}
+    return names | {f"{name}_{part}" for name in names for part in PARTS}
 
 
 def used(text: str) -> set[str]:
