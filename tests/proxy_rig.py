@@ -70,7 +70,7 @@ class RecordingRouter:
         if self.error is not None:
             raise self.error
         if self.full:
-            return SimpleNamespace(ticket=0)
+            return SimpleNamespace(ticket=0, slot=0)
         decision = self.inner.route(prompt, now, prompt_tokens, seed, avoid, streaming)
         self.routes.append(
             {"prompt": bytes(prompt), "seed": seed, "avoid": set(avoid), "streaming": streaming}

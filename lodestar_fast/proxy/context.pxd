@@ -1,5 +1,6 @@
 """What all connections of one proxy share. See context.pyi."""
 
+from lodestar_fast.core.router cimport Router
 from lodestar_fast.proxy.counters cimport Counters
 from lodestar_fast.proxy.parse_request cimport RequestParser
 
@@ -38,8 +39,7 @@ cdef class Reserve:
 
 cdef class Context:
     cdef readonly object router
-    cdef object route  # bound methods of router
-    cdef object observe
+    cdef Router core  # router, if it is the real one, whose methods are called as C functions
     cdef readonly Limits limits
     cdef readonly object clock
     cdef public str policy_name

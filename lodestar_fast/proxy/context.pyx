@@ -13,6 +13,7 @@ from hmac import compare_digest
 from lodestar_fast.proxy import failures, llhttp
 from lodestar_fast.proxy.openai import LOCAL, ROUTES
 
+from lodestar_fast.core.router cimport Router
 from lodestar_fast.proxy.counters cimport Counters
 from lodestar_fast.proxy.parse_request cimport RequestParser
 
@@ -58,8 +59,7 @@ cdef class Context:
         self, router, limits, clock, *, str policy_name, bint explain=False, api_keys=None
     ):
         self.router = router
-        self.route = router.route
-        self.observe = router.observe
+        self.core = router if isinstance(router, Router) else None
         self.limits = Limits(limits)
         self.clock = clock
         self.policy_name = policy_name

@@ -16,7 +16,7 @@ cdef enum Final:
 cdef class Tries:
     cdef Context context
     cdef Routing routing
-    cdef object ticket  # 0: none, or closed
+    cdef long long ticket  # 0: none, or closed
     cdef object instance  # of the try at hand
     cdef bytes retry_after  # the smallest number of seconds that a busy engine named
     cdef long long tokens  # that came so far, and were reported
@@ -32,6 +32,9 @@ cdef class Tries:
     cdef void note_retry_after(self, bytes value)
     cdef int measure(self, ResponseParser answer, Reply reply, double now) except -1
     cdef int complete(self, Reply reply, bint passed_failure, bint excused, double now) except -1
+    cdef int _observe(
+        self, long long ticket, int event, double now, long long tokens=*, long long cached=*
+    ) except -1
     cdef int close(self, Final event, double now) except -1
     cdef void forget(self)
     cdef bytes explanation(self)

@@ -8,6 +8,7 @@ calls it. Used by Exchange, which moves the bytes.
 from lodestar_fast.core.router import Event
 from lodestar_fast.errors import NoInstanceError
 
+from lodestar_fast.core.router cimport Decision
 from lodestar_fast.proxy.body cimport Routing
 from lodestar_fast.proxy.context cimport Context
 from lodestar_fast.proxy.parse_response cimport ResponseParser
@@ -15,16 +16,15 @@ from lodestar_fast.proxy.reply cimport Reply
 from lodestar_fast.proxy.sse cimport Usage
 from lodestar_fast.proxy.wire cimport monotonic
 
-cdef object FIRST_TOKEN = Event.FIRST_TOKEN
-cdef object TOKENS = Event.TOKENS
-cdef object USAGE = Event.USAGE
-cdef tuple FINAL = (Event.DONE, Event.FAILED, Event.ABANDONED, Event.TIMEOUT)
+cdef int FIRST_TOKEN = Event.FIRST_TOKEN
+cdef int TOKENS = Event.TOKENS
+cdef int USAGE = Event.USAGE
+cdef int[4] FINAL = [Event.DONE, Event.FAILED, Event.ABANDONED, Event.TIMEOUT]
 
 
 cdef class Tries:
     def __cinit__(self, Context context):
         self.context = context
-        self.ticket = 0
 
     cdef void begin(self, Routing routing, tuple avoid):
         """For a new request. avoid: slots that do not serve its model."""
@@ -38,16 +38,22 @@ cdef class Tries:
         """Let the router choose. False: it has no ticket left. Raises NoInstanceError."""
         cdef double start = monotonic()
         cdef tuple avoid = self._avoid if self._tried is None else self._avoid + tuple(self._tried)
-        decision = self.context.route(
-            self.routing.prompt, start, 0, self.routing.seed, avoid, self.routing.stream
-        )
+        cdef Routing r = self.routing
+        cdef Decision decision
+        if self.context.core is not None:
+            decision = self.context.core.route(r.prompt, start, 0, r.seed, avoid, r.stream)
+            self.ticket, slot = decision.ticket, decision.slot
+            self._decision = decision
+        else:
+            self._decision = self.context.router.route(
+                r.prompt, start, 0, r.seed, avoid, r.stream
+            )
+            self.ticket, slot = self._decision.ticket, self._decision.slot
         self._decision_seconds = monotonic() - start
         self.context.counters.decision_seconds.add(self._decision_seconds)
-        if not decision.ticket:
+        if not self.ticket:
             return False
-        self._decision = decision
-        self.ticket = decision.ticket
-        self.instance = self.context.instances[decision.slot]
+        self.instance = self.context.instances[slot]
         return True
 
     cdef bint another(self, str kind) except -1:
@@ -86,9 +92,9 @@ cdef class Tries:
         if events and not self._first_token:
             self._first_token = True
             self.tokens = 1
-            self.context.observe(self.ticket, FIRST_TOKEN, now)
+            self._observe(self.ticket, FIRST_TOKEN, now)
         if events > self.tokens:
-            self.context.observe(self.ticket, TOKENS, now, events - self.tokens)
+            self._observe(self.ticket, TOKENS, now, events - self.tokens)
             self.tokens = events
         return 0
 
@@ -106,7 +112,7 @@ cdef class Tries:
         if reply.status == 200:
             usage = reply.scanner.usage()
             if usage.prompt_tokens >= 0:
-                self.context.observe(
+                self._observe(
                     self.ticket, USAGE, now, usage.prompt_tokens, usage.cached_tokens
                 )
             if usage.output_tokens >= 0:
@@ -124,10 +130,19 @@ cdef class Tries:
 
     cdef int close(self, Final event, double now) except -1:
         """Report the final event of the try at hand, unless it has had one."""
-        ticket = self.ticket
+        cdef long long ticket = self.ticket
         if ticket:
             self.ticket = 0
-            self.context.observe(ticket, FINAL[<int> event], now, self.tokens)
+            self._observe(ticket, FINAL[<int> event], now, self.tokens)
+        return 0
+
+    cdef int _observe(
+        self, long long ticket, int event, double now, long long tokens=0, long long cached=-1
+    ) except -1:
+        if self.context.core is not None:
+            self.context.core.observe(ticket, event, now, tokens, cached)
+        else:
+            self.context.router.observe(ticket, event, now, tokens, cached)
         return 0
 
     cdef void forget(self):
