@@ -39,6 +39,9 @@ class ServeConfig(_Section, frozen=True):
     admin_port: Annotated[Port, _doc("admin port: /metrics, /workers, /admin")] = 29000
     state_dir: Annotated[str, _doc("folder for checkpoints; empty: nothing is written")] = ""
     api_key_file: Annotated[str, _doc("one client key a line; empty: the data port is open")] = ""
+    forward_client_key: Annotated[
+        bool, _doc("pass a client's Authorization on to engines though api_key_file is set")
+    ] = False
     admin_key_file: Annotated[str, _doc("one admin key a line; empty: loopback only")] = ""
     drain_grace: Annotated[Seconds, _doc("seconds that requests may still take after SIGTERM")] = (
         30.0
@@ -54,11 +57,21 @@ class FleetConfig(_Section, frozen=True):
     """The engines, and how they are watched."""
 
     worker_urls: Annotated[list[str], _doc("engine base URLs, http://host:port")] = []
+    engine_api_key_file: Annotated[
+        str, _doc("the engines' own key, for checks and requests; empty: they have none")
+    ] = ""
     health_check_interval: Annotated[Seconds, _doc("seconds between health checks")] = 1.0
     health_check_timeout: Annotated[Seconds, _doc("seconds a health check may take")] = 5.0
     health_failures: Annotated[
         int, Meta(ge=1, le=100), _doc("failed checks in a row that take an engine out")
     ] = 3
+    eject_seconds: Annotated[
+        Seconds, _doc("seconds an engine is out after failures in a row; doubled if they recur")
+    ] = 30.0
+    gone_grace: Annotated[
+        Seconds,
+        _doc("seconds of silence after which an engine that refuses checks loses its requests"),
+    ] = 5.0
     scrape_interval: Annotated[Seconds, _doc("seconds between scrapes of engine metrics")] = 0.1
 
 
@@ -89,6 +102,9 @@ class LimitsConfig(_Section, frozen=True):
     connect_timeout: Annotated[Seconds, _doc("seconds to connect to an engine")] = 3.0
     first_byte_timeout: Annotated[Seconds, _doc("seconds until the first body byte")] = 300.0
     stream_idle_timeout: Annotated[Seconds, _doc("seconds between two pieces of an answer")] = 120.0
+    write_timeout: Annotated[Seconds, _doc("seconds a client may take nothing of its answer")] = (
+        60.0
+    )
     request_timeout: Annotated[Seconds, _doc("seconds a request may take in all")] = 3600.0
     keep_alive: Annotated[Seconds, _doc("seconds an idle client connection is kept")] = 75.0
     engine_keep_alive: Annotated[
@@ -97,11 +113,31 @@ class LimitsConfig(_Section, frozen=True):
     max_retries: Annotated[
         int, Meta(ge=0, le=10), _doc("further engines tried before the first byte")
     ] = 2
+    retry_budget: Annotated[
+        float,
+        Meta(ge=0, le=1),
+        _doc("share of the requests in flight that may be on a further try"),
+    ] = 0.2
+    retry_floor: Annotated[int, Meta(ge=0), _doc("requests that always may be on one")] = 10
+    max_connections: Annotated[
+        int, Meta(ge=0), _doc("client connections; 0: as many as file descriptors allow")
+    ] = 0
+    max_inflight_body_bytes: Annotated[Bytes, _doc("request bodies held at a time, in all")] = (
+        1 << 30
+    )
     max_concurrent_requests: Annotated[
         int, Meta(ge=0), _doc("requests in flight at most; 0: as many as there are tickets")
     ] = 0
+    max_engine_requests: Annotated[
+        int, Meta(ge=0), _doc("requests in flight on one engine at most; 0: no limit")
+    ] = 0
     queue_size: Annotated[int, Meta(ge=0), _doc("requests that may wait for a place")] = 0
     queue_timeout: Annotated[Seconds, _doc("seconds a request may wait for a place")] = 10.0
+    priority_header: Annotated[
+        str,
+        Meta(pattern="^[A-Za-z0-9-]*$"),
+        _doc("field with a whole number: least first out of the queue; empty: first come"),
+    ] = ""
 
 
 class LearnerConfig(_Section, frozen=True):

@@ -167,6 +167,11 @@ def _requests(context: Any) -> Iterator[Metric]:
         counts["retries"],
         ("reason",),
     )
+    yield _counter(
+        "lodestar_retries_refused",
+        "Further tries not made because the retry budget was used up.",
+        counts["retries_refused"],
+    )
     yield _gauge(
         "lodestar_client_connections",
         "Open connections of clients.",
@@ -176,6 +181,16 @@ def _requests(context: Any) -> Iterator[Metric]:
         "lodestar_client_connections_accepted",
         "Connections of clients since the start.",
         counts["connections_total"],
+    )
+    yield _counter(
+        "lodestar_client_connections_refused",
+        "Connections of clients beyond max_connections.",
+        counts["connections_refused"],
+    )
+    yield _gauge(
+        "lodestar_request_body_bytes",
+        "Bytes of request bodies in hand.",
+        context.body_bytes,
     )
     yield _gauge(
         "lodestar_queued_requests",

@@ -7,7 +7,8 @@ from typing import Any
 
 from lodestar_fast.clock import VirtualClock
 from lodestar_fast.config import FleetConfig
-from lodestar_fast.proxy.fleet import Fleet, Instance
+from lodestar_fast.proxy.fleet import Fleet
+from lodestar_fast.proxy.instance import Instance
 
 
 class FakeRouter:
@@ -38,7 +39,13 @@ class FakeRouter:
 class FakeContext:
     def __init__(self) -> None:
         self.instances: dict[int, Instance] = {}
+        self.half_open: dict[int, Instance] = {}
         self.model_changes = 0
+        self.given_up: list[tuple[str, float]] = []
+
+    def give_up(self, instance: Instance, silent_since: float) -> int:
+        self.given_up.append((instance.id, silent_since))
+        return 1
 
     def models_changed(self) -> None:
         self.model_changes += 1
@@ -46,6 +53,7 @@ class FakeContext:
 
 class FakePool:
     closed = False
+    heard_at = float("-inf")
 
     def close(self) -> None:
         self.closed = True

@@ -41,6 +41,8 @@ class Instance:
         self.host = host
         self.port = port
         self.models: tuple[str, ...] = ()
+        self.routable = True
+        self.probes: list[bool] = []
         self.failures: list[str] = []
         self.successes = 0
         self.pool = Pool(context, self)
@@ -50,6 +52,9 @@ class Instance:
 
     def note_success(self) -> None:
         self.successes += 1
+
+    def note_probe(self, under_way: bool) -> None:
+        self.probes.append(under_way)
 
 
 class RecordingRouter:
@@ -228,6 +233,12 @@ class Rig:
         self.context.instances[slot] = instance
         return instance
 
+    async def grow(self) -> Instance:
+        """One more engine."""
+        engine = await FakeEngine().start()
+        self.engines.append(engine)
+        return self.add(engine.port)
+
     def add_dead(self) -> Instance:
         """An instance that refuses connections."""
         return self.add(free_port())
@@ -281,7 +292,8 @@ class Rig:
             assert instance.pool.open == 0
         for engine in self.engines:
             await engine.stop()
-        assert self.context.inflight == 0 and self.context.queued == 0
+        context = self.context
+        assert context.inflight == context.queued == context.retrying == context.body_bytes == 0
         tickets = [ticket for ticket, event, _, _ in self.router.events if event in FINAL]
         assert len(tickets) == len(set(tickets)) == len(self.router.routes)
         _, counts, _ = self.context.counters.snapshot()["request_seconds"]

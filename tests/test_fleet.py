@@ -8,13 +8,14 @@ import msgspec
 import pytest
 
 from lodestar_fast.errors import ConfigError
-from lodestar_fast.proxy.fleet import EJECT_AFTER, Instance, parse_url
+from lodestar_fast.proxy.fleet import parse_url
+from lodestar_fast.proxy.instance import EJECT_AFTER, Instance
 from tests.fake_fleet import FleetFixture as Fixture
 
 
-def eject(instance: Instance) -> None:
+def eject(instance: Instance, kind: str = "connect") -> None:
     for _ in range(EJECT_AFTER):
-        instance.note_failure("connect")
+        instance.note_failure(kind)
 
 
 @pytest.fixture
@@ -118,13 +119,30 @@ def test_prefixes_are_forgotten_when_the_process_had_gone() -> None:
 
 def test_failures_in_a_row_eject_until_a_check_after_the_hold(at: Fixture) -> None:
     first, _ = at.add(2)
-    eject(first)
+    eject(first, "reset")
     assert not first.healthy and first.ejections == 1 and at.routable == [1]
+    at.clock.advance_to(29.9)
     first.note_check("")
-    assert not first.healthy, "the hold of 1 s is not over"
-    at.clock.advance_to(1.0)
+    assert not first.healthy, "the hold of 30 s is not over"
+    at.clock.advance_to(30.0)
     first.note_check("")
     assert first.healthy and at.routable == [0, 1]
+
+
+def test_refused_connections_are_over_with_a_good_check_the_first_time(at: Fixture) -> None:
+    first, _ = at.add(2)
+    eject(first)
+    first.note_check("check_refused")
+    assert not first.healthy and at.routable == [1]
+    first.note_check("")
+    assert first.healthy, "an engine that was started again is back with its first check"
+    first.note_success()
+    eject(first)
+    first.note_check("")
+    assert not first.healthy, "one that flaps is not"
+    at.clock.advance_to(60.0)
+    first.note_check("")
+    assert first.healthy
 
 
 def test_a_success_breaks_the_row(at: Fixture) -> None:
@@ -143,38 +161,97 @@ def test_shedding_is_no_failure(at: Fixture) -> None:
     assert first.healthy and first.failures == {"busy": 10}
 
 
-def test_probation_ends_with_one_request(at: Fixture) -> None:
+def test_half_open_takes_one_request_at_a_time(at: Fixture) -> None:
     first, _ = at.add(2)
     eject(first)
-    at.clock.advance_to(1.0)
     first.note_check("")
-    first.note_failure("connect")
-    assert not first.healthy, "one failure is enough on probation"
-    at.clock.advance_to(3.0)
-    first.note_check("")
+    assert at.context.half_open == {first.slot: first} and at.routable == [0, 1]
+    first.note_probe(True)
+    assert at.routable == [1], "its one request is under way"
+    first.note_probe(False)
+    assert at.routable == [0, 1], "that told nothing: the client left"
+    first.note_probe(True)
     first.note_success()
-    first.note_failure("connect")
-    assert first.healthy
+    assert at.routable == [0, 1] and not at.context.half_open
+    first.note_failure("reset")
+    assert first.healthy, "it is like the others again"
 
 
-def test_holds_grow_to_half_a_minute_and_shrink_after_a_calm_one(at: Fixture) -> None:
+def test_half_open_one_failure_is_enough(at: Fixture) -> None:
+    first, _ = at.add(2)
+    eject(first)
+    first.note_check("")
+    first.note_probe(True)
+    first.note_probe(False)
+    first.note_failure("reset")
+    assert not first.healthy and not at.context.half_open and at.routable == [1]
+
+
+def test_half_open_alone_takes_all(at: Fixture) -> None:
+    (only,) = at.add(1)
+    eject(only)
+    only.note_check("")
+    only.note_probe(True)
+    assert at.routable == [0]
+
+
+def test_holds_double_to_ten_times_and_start_anew_after_a_calm_time() -> None:
+    at = Fixture(eject_seconds=1.0)
     first, _ = at.add(2)
     now, holds = 0.0, []
-    for _ in range(7):
-        eject(first)
+    for _ in range(6):
+        eject(first, "reset")
         start = now
         while not first.healthy:
             now += 0.5
             at.clock.advance_to(now)
             first.note_check("")
         holds.append(now - start)
-    assert holds == [1, 2, 4, 8, 16, 30, 30]
-    at.clock.advance_to(now + 30)
+        first.note_success()
+    assert holds == [1, 2, 4, 8, 10, 10]
+    at.clock.advance_to(now + 10)
     first.note_check("")
-    eject(first)
-    at.clock.advance_to(now + 31)
+    eject(first, "reset")
+    at.clock.advance_to(now + 11)
     first.note_check("")
     assert first.healthy
+
+
+def test_slow_checks_and_first_bytes_do_not_kill_a_busy_engine(at: Fixture) -> None:
+    first, _ = at.add(2)
+    at.clock.advance_to(100.0)
+    first.pool.heard_at = 97.0
+    for _ in range(10):
+        first.note_check("check_timeout")
+        first.note_failure("first_byte_timeout")
+    assert first.healthy and first.failures["check_timeout"] == 10
+    first.pool.heard_at = 94.0
+    for _ in range(3):
+        first.note_check("check_timeout")
+    assert not first.healthy, "nothing came for the time a check may take"
+
+
+def test_an_engine_that_refuses_checks_loses_its_silent_requests(at: Fixture) -> None:
+    first, _ = at.add(2)
+    for now in (10.0, 12.0, 14.9):
+        at.clock.advance_to(now)
+        first.note_check("check_refused")
+    assert at.context.given_up == []
+    at.clock.advance_to(15.0)
+    first.note_check("check_refused")
+    assert at.context.given_up == [(first.id, 10.0)]
+    at.clock.advance_to(16.0)
+    first.note_check("check_timeout")
+    first.note_check("check_refused")
+    assert len(at.context.given_up) == 1, "the time starts anew when it is not refused"
+
+
+def test_panic_prefers_those_that_answer(at: Fixture) -> None:
+    first, second = at.add(2)
+    for _ in range(3):
+        second.note_check("check_timeout")
+    eject(first)
+    assert at.routable == [first.slot]
 
 
 def test_when_all_are_ejected_all_are_tried(at: Fixture) -> None:

@@ -52,6 +52,8 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         "stale_connections": n,
         "extra_bytes": 0,
         "upstream_opened": 7 * n,
+        "retries_refused": 2 * n,
+        "connections_refused": 3 * n,
     }
     stats = {
         "decisions": {"learned": 7 * n, "cold": 2 * n, "guard": n, "explore": 4 * n},
@@ -80,6 +82,7 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
             counters=SimpleNamespace(snapshot=lambda: counts),
             connections={1, 2},
             draining=False,
+            body_bytes=0,
             queued=0,
         ),
         router=SimpleNamespace(

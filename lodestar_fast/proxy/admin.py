@@ -22,7 +22,8 @@ import msgspec
 
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.metrics import CONTENT_TYPE, Collector, exposition
-from lodestar_fast.proxy.fleet import Fleet, Instance
+from lodestar_fast.proxy.fleet import Fleet
+from lodestar_fast.proxy.instance import Instance
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,12 @@ cdef class Limits:
     cdef long max_concurrent_requests
     cdef long queue_size
     cdef double queue_timeout
+    cdef double write_timeout
+    cdef double retry_budget
+    cdef long retry_floor
+    cdef Py_ssize_t max_inflight_body_bytes
+    cdef long max_engine_requests
+    cdef bytes priority_header
 
 
 cdef class Connection:
@@ -29,6 +35,13 @@ cdef class Connection:
 
     cdef int expire(self, double now) except -1
     cdef void abort(self)
+    cdef int stop(self) except -1  # end its request, saying that the router stops
+    # End its request if it is on an instance from which nothing came since then; whether it was.
+    cdef bint give_up(self, instance, double silent_since) except -1
+
+
+cdef enum:
+    MOST_INSTANCES = 1024  # as in config
 
 
 cdef class Reserve:
@@ -52,7 +65,20 @@ cdef class Context:
     cdef set reserves
     cdef public bint draining
     cdef readonly long inflight
-    cdef object _waiting  # deque of exchanges, in the order they came
+    cdef public long max_connections
+    cdef bint hide_authorization  # the client's is not passed on
+    cdef bytes authorization  # our own line for engines; empty: none
+    cdef public dict half_open  # slot -> instance that gets one request at a time
+    cdef dict busy  # slot -> time until which the engine asked to be left alone
+    cdef readonly tuple full  # slots with max_engine_requests
+    cdef readonly long retrying  # requests on a further try, nothing relayed yet
+    cdef readonly Py_ssize_t body_bytes  # of requests in hand
+    cdef long _load[MOST_INSTANCES]  # requests by slot
+    cdef object _waiting  # waiting.Waiting of exchanges
+    cdef bint _waking  # _next() is about to run
+    cdef long long _ended  # requests that gave their place back
+    cdef long long _seen  # of them at the last sweep
+    cdef double _rate  # of them a second, smoothed
     cdef object loop
     cdef object _timer
     cdef dict _others  # model -> slots that do not serve it, or None: no instance does
@@ -60,7 +86,16 @@ cdef class Context:
     cdef object refusal(self, RequestParser request)
     cdef bint _authorized(self, bytes authorization)
     cdef tuple others(self, str model)
-    cdef bint admit(self, exchange)
-    cdef bint wait(self, exchange)
-    cdef void release(self)
-    cdef void leave_queue(self, exchange)
+    cdef bint admit(self, bint waited) except -1
+    cdef bint wait(self, exchange, bytes fields) except -1
+    cdef int leave_queue(self, exchange) except -1
+    cdef void put_back(self)
+    cdef int release(self) except -1
+    cdef int _wake(self) except -1
+    cdef int took(self, int slot) except -1
+    cdef int gave(self, int slot) except -1
+    cdef int _count_full(self, int slot) except -1
+    cdef bytes retry_after(self)
+    cdef bint may_retry(self) noexcept
+    cdef int note_busy(self, int slot, double seconds, double now) except -1
+    cdef tuple busy_slots(self, double now)

@@ -17,6 +17,7 @@ class Instance(Protocol):
     host: str
     port: int
     models: tuple[str, ...]  # empty: not known, any model may be sent
+    routable: bool
     pool: Any  # proxy.upstream.Pool
 
     def note_failure(self, kind: str) -> None:
@@ -25,9 +26,11 @@ class Instance(Protocol):
         byte), "malformed" (not HTTP, oversized head), "status" (500, 502, 504), "busy" (429, 503: a
         sign of load rather than of failure), "stream_error" (SSE error event), "aborted"
         (finish_reason "abort"), "truncated" (closed within a body), "first_byte_timeout",
-        "stream_idle_timeout", "request_timeout"."""
+        "stream_idle_timeout", "request_timeout", "engine_gone" (see Context.give_up)."""
     def note_success(self) -> None:
-        """A whole answer below 500 came (not 429)."""
+        """A whole answer below 500 came (not 429); half-open, a first token."""
+    def note_probe(self, under_way: bool) -> None:
+        """Half-open, it was sent a request, or that has ended."""
 
 class Router(Protocol):
     """The part of core.Router that the data path calls."""
@@ -49,7 +52,9 @@ class Context:
     """What all connections of one proxy share. Owned by one event loop's thread.
 
     router: core.Router. limits: read once, here. policy_name: for x-lodestar-policy. explain: add
-    x-lodestar-* headers to answers. api_keys: None leaves the data port open.
+    x-lodestar-* headers to answers. api_keys: None leaves the data port open. engine_key: sent to
+    engines in place of what the client sent. forward_client_key: pass the client's key on though it
+    is checked here.
     """
 
     router: Router
@@ -61,6 +66,11 @@ class Context:
     connections: set[Any]  # live Downstream
     draining: bool  # keep-alive off; idle clients are closed within a sweep; what runs, finishes
     inflight: int  # requests dispatched to an engine and not finished
+    retrying: int  # of them, on a further try
+    body_bytes: int  # of the bodies of requests in hand
+    full: tuple[int, ...]  # slots with as many requests as an engine may have
+    max_connections: int
+    half_open: dict[int, Instance]  # slot -> an instance that gets one request at a time
     policy_name: str
     explain: bool
 
@@ -73,10 +83,21 @@ class Context:
         policy_name: str,
         explain: bool = False,
         api_keys: frozenset[bytes] | None = None,
+        engine_key: bytes = b"",
+        forward_client_key: bool = False,
     ) -> None: ...
+    def reconfigure(
+        self,
+        limits: LimitsConfig,
+        explain: bool,
+        api_keys: frozenset[bytes] | None,
+        engine_key: bytes,
+        forward_client_key: bool,
+    ) -> None:
+        """Other settings from now on; the sizes in a head's and a body's limit, for new clients."""
     @property
     def queued(self) -> int:
-        """Requests waiting for a place (max_concurrent_requests)."""
+        """Requests waiting for a place, in all or on the engines that serve their model."""
     def start(self) -> None:
         """Begin the periodic sweep on the running loop; the first connection does it as well."""
     def stop(self) -> None:
@@ -85,5 +106,10 @@ class Context:
         """Act on every deadline before now (time.monotonic() axis). Runs by itself every 0.25 s."""
     def models_changed(self) -> None:
         """Instances or their models changed: what is known of models is looked up anew."""
+    def stop_all(self) -> None:
+        """End what runs, each client told why: the end of the drain grace."""
     def abort_all(self) -> None:
-        """Cut every client connection now: the end of the drain grace."""
+        """Cut every client connection now."""
+    def give_up(self, instance: Instance, silent_since: float) -> int:
+        """End the requests on an instance that is gone though their connections are open: those
+        for which nothing came since that time. Returns how many."""

@@ -7,11 +7,11 @@ each request would cost a microsecond and a half (measured), and nobody needs ti
 
 import asyncio
 import logging
-from collections import deque
 from hmac import compare_digest
 
 from lodestar_fast.proxy import failures, llhttp
 from lodestar_fast.proxy.openai import LOCAL, ROUTES
+from lodestar_fast.proxy.waiting import Waiting, priority_of
 
 from lodestar_fast.core.router cimport Router
 from lodestar_fast.proxy.counters cimport Counters
@@ -21,6 +21,10 @@ log = logging.getLogger("lodestar.proxy")
 
 SWEEP = 0.25  # seconds between sweeps, so the most that a timeout is late
 MOST_MODELS = 1024  # names remembered between sweeps; clients invent them
+MOST_BUSY = 10.0  # seconds at most that an engine's Retry-After keeps requests from it
+UNBOUNDED = 1 << 40
+cdef double SMOOTH = 0.1  # weight of the last sweep in the rate of requests ended
+cdef double LONGEST_WAIT = 60.0  # seconds at most in a Retry-After of ours
 
 
 cdef class Limits:
@@ -39,6 +43,12 @@ cdef class Limits:
         self.max_concurrent_requests = limits.max_concurrent_requests
         self.queue_size = limits.queue_size
         self.queue_timeout = limits.queue_timeout
+        self.write_timeout = limits.write_timeout
+        self.retry_budget = limits.retry_budget
+        self.retry_floor = limits.retry_floor
+        self.max_inflight_body_bytes = limits.max_inflight_body_bytes
+        self.max_engine_requests = limits.max_engine_requests
+        self.priority_header = limits.priority_header.lower().encode()
 
 
 cdef class Connection:
@@ -48,6 +58,12 @@ cdef class Connection:
     cdef void abort(self):
         pass
 
+    cdef int stop(self) except -1:
+        return 0
+
+    cdef bint give_up(self, instance, double silent_since) except -1:
+        return False
+
 
 cdef class Reserve:
     cdef int shrink(self, double now) except -1:
@@ -56,22 +72,39 @@ cdef class Reserve:
 
 cdef class Context:
     def __init__(
-        self, router, limits, clock, *, str policy_name, bint explain=False, api_keys=None
+        self, router, limits, clock, *, str policy_name, bint explain=False, api_keys=None,
+        bytes engine_key=b"", bint forward_client_key=False
     ):
         self.router = router
         self.core = router if isinstance(router, Router) else None
-        self.limits = Limits(limits)
         self.clock = clock
         self.policy_name = policy_name
-        self.explain = explain
-        self.api_keys = api_keys
         self.instances = {}
+        self.reconfigure(limits, explain, api_keys, engine_key, forward_client_key)
+        self.half_open = {}
+        self.busy = {}
         self.local = None
         self.counters = Counters()
         self.connections = set()
         self.reserves = set()
-        self._waiting = deque()
+        self._waiting = Waiting()
         self._others = {}
+
+    def reconfigure(self, limits, explain, api_keys, engine_key, forward_client_key):
+        self.limits = Limits(limits)
+        self.max_connections = limits.max_connections or UNBOUNDED
+        self.explain = explain
+        self.api_keys = api_keys
+        # Where we check the keys, they are ours, and engines need not know them.
+        self.hide_authorization = bool(engine_key) or (
+            api_keys is not None and not forward_client_key
+        )
+        self.authorization = b""
+        if engine_key:
+            self.authorization = b"authorization: Bearer %b\r\n" % engine_key
+        self.full = ()
+        for slot in self.instances:
+            self._count_full(slot)
 
     def start(self):
         if self._timer is None:
@@ -93,6 +126,10 @@ cdef class Context:
         cdef Connection connection
         cdef Reserve reserve
         self._others.clear()
+        self._rate += SMOOTH * ((self._ended - self._seen) / SWEEP - self._rate)
+        self._seen = self._ended
+        if self._waiting:
+            self._wake()
         for connection in list(self.connections):
             try:
                 connection.expire(now)
@@ -106,6 +143,22 @@ cdef class Context:
         cdef Connection connection
         for connection in list(self.connections):
             connection.abort()
+
+    def stop_all(self):
+        cdef Connection connection
+        for connection in list(self.connections):
+            try:
+                connection.stop()
+            except Exception:
+                log.exception("a request could not be ended")
+                connection.abort()
+
+    def give_up(self, instance, double silent_since):
+        cdef Connection connection
+        cdef int n = 0
+        for connection in list(self.connections):
+            n += connection.give_up(instance, silent_since)
+        return n
 
     def models_changed(self):
         self._others.clear()
@@ -154,41 +207,123 @@ cdef class Context:
             slot for slot, instance in self.instances.items()
             if instance.models and model not in instance.models
         ]
-        found = None if slots and len(slots) == len(self.instances) else tuple(slots)
+        # An engine that was never reached may serve it, but tells nothing while nobody asks it.
+        may = any(
+            model in instance.models if instance.models else instance.routable
+            for instance in self.instances.values()
+        )
+        found = None if slots and not may else tuple(slots)
         if len(self._others) < MOST_MODELS:
             self._others[model] = found
         return found
 
     # -- how many requests at once --
 
-    cdef bint admit(self, exchange):
-        """Take a place. False: there was none, and if wait() is False there is no room to wait."""
+    cdef bint admit(self, bint waited) except -1:
+        """Take a place. False: none is free, or it belongs to one that waited for longer."""
         if 0 < self.limits.max_concurrent_requests <= self.inflight:
+            return False
+        if self._waking and not waited:
             return False
         self.inflight += 1
         return True
 
-    cdef bint wait(self, exchange):
-        """Queue an exchange; its admitted() is called when its turn comes. False: no room."""
+    cdef bint wait(self, exchange, bytes fields) except -1:
+        """Queue an exchange; its admitted() is called when a place is free. False: no room.
+
+        One that is less urgent gives way.
+        """
+        priority = priority_of(fields, self.limits.priority_header)
         if len(self._waiting) >= self.limits.queue_size:
-            return False
-        self._waiting.append(exchange)
+            last = self._waiting.last(priority)
+            if last is None:
+                return False
+            last.displaced()
+        self._waiting.add(exchange, priority)
         return True
 
-    cdef void leave_queue(self, exchange):
+    cdef int leave_queue(self, exchange) except -1:
         """A waiting exchange gave up."""
         self._waiting.remove(exchange)
+        return 0
 
-    cdef void release(self):
-        """Give a place back."""
+    cdef void put_back(self):
+        """A place taken a moment ago is of no use: the engines are full."""
         self.inflight -= 1
+
+    cdef int release(self) except -1:
+        """Give a place back; its request has ended."""
+        self.inflight -= 1
+        self._ended += 1
         if self._waiting:
+            self._wake()
+        return 0
+
+    cdef int _wake(self) except -1:
+        if not self._waking:
+            self._waking = True
             self.loop.call_soon(self._next)
+        return 0
 
     def _next(self):
-        while self._waiting and self.inflight < self.limits.max_concurrent_requests:
-            self.inflight += 1
-            self._waiting.popleft().admitted()
+        self._waking = False
+        stuck = set()  # what those cannot use who found no engine free
+        for exchange in self._waiting.items():
+            if 0 < self.limits.max_concurrent_requests <= self.inflight:
+                return
+            kind = exchange.avoids
+            if exchange in self._waiting and kind not in stuck and not exchange.admitted():
+                stuck.add(kind)
+
+    cdef int took(self, int slot) except -1:
+        """A request goes to an engine."""
+        self._load[slot] += 1
+        if self.limits.max_engine_requests:
+            self._count_full(slot)
+        return 0
+
+    cdef int gave(self, int slot) except -1:
+        """It has ended there."""
+        self._load[slot] -= 1
+        if self.full:
+            self._count_full(slot)
+            if self._waiting:
+                self._wake()
+        return 0
+
+    cdef int _count_full(self, int slot) except -1:
+        cdef long most = self.limits.max_engine_requests
+        cdef bint full = 0 < most <= self._load[slot]
+        if full != (slot in self.full):
+            others = tuple([each for each in self.full if each != slot])
+            self.full = (*others, slot) if full else others
+        return 0
+
+    cdef bytes retry_after(self):
+        """Seconds until a place should be free for one who comes now, from how fast they end."""
+        cdef double seconds = 1.0
+        if self._rate > 0:
+            seconds = (len(self._waiting) + 1) / self._rate
+        return b"%d" % int(min(max(seconds, 1.0), LONGEST_WAIT) + 0.999)
+
+    # -- who is asked again, and who is not --
+
+    cdef bint may_retry(self) noexcept:
+        """Whether one more request may be on a further try: retries must not double a load that
+        makes engines fail."""
+        return self.retrying < max(
+            <double> self.limits.retry_floor, self.limits.retry_budget * self.inflight
+        )
+
+    cdef int note_busy(self, int slot, double seconds, double now) except -1:
+        """An engine asked to be left alone for a while."""
+        self.busy[slot] = now + min(seconds, MOST_BUSY)
+        return 0
+
+    cdef tuple busy_slots(self, double now):
+        """Engines that asked to be left alone."""
+        self.busy = {slot: until for slot, until in self.busy.items() if until > now}
+        return tuple(self.busy)
 
     @property
     def queued(self):

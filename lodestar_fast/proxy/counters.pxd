@@ -38,6 +38,8 @@ cdef class Counters:
     cdef uint64_t stale_connections
     cdef uint64_t extra_bytes
     cdef uint64_t upstream_opened
+    cdef uint64_t retries_refused
+    cdef uint64_t connections_refused
 
     cdef int path_index(self, bytes path)
     cdef void count(self, int path, int status, Outcome outcome, double seconds) noexcept

@@ -35,6 +35,8 @@ class Counters:
         stale_connections: int, reused engine connections that turned out closed.
         extra_bytes: int, engine connections dropped for bytes after an answer.
         upstream_opened: int, engine connections opened.
+        retries_refused: int, further tries not made because the retry budget was used up.
+        connections_refused: int, client connections beyond max_connections.
         """
 
 OUTCOMES: tuple[str, ...]  # completed, engine_error, router_error, shed, client_abort

@@ -98,4 +98,6 @@ cdef class Counters:
             "stale_connections": self.stale_connections,
             "extra_bytes": self.extra_bytes,
             "upstream_opened": self.upstream_opened,
+            "retries_refused": self.retries_refused,
+            "connections_refused": self.connections_refused,
         }

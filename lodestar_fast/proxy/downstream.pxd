@@ -30,8 +30,11 @@ cdef class Downstream(Client):
     cdef list early  # bytes that came before their turn
     cdef Py_ssize_t early_bytes
     cdef bint reading_paused
+    cdef Py_ssize_t unsent  # bytes that the transport held when the client was last looked at
     cdef bint consuming  # within _consume(), further up the stack
 
+    cdef int _turn_away(self) except -1
+    cdef bint _takes_some(self, double now) except -1
     cdef int _consume(self, bytes data) except -1
     cdef int _await_more(self) except -1
     cdef int _keep_early(self, bytes data) except -1

@@ -13,9 +13,11 @@ import socket
 import struct
 
 from lodestar_fast.proxy import failures
+from lodestar_fast.proxy.openai import error_body
 
 from lodestar_fast.proxy.context cimport Context, Limits
 from lodestar_fast.proxy.exchange cimport Exchange
+from lodestar_fast.proxy.head cimport new_id, own_answer
 from lodestar_fast.proxy.parse_request cimport RequestParser
 from lodestar_fast.proxy.reply cimport Client
 from lodestar_fast.proxy.states cimport BODY, IDLE
@@ -54,9 +56,24 @@ cdef class Downstream(Client):
         self._fd = descriptor(transport)
         self.phase = OPEN
         self.context.start()
+        if len(self.context.connections) >= self.context.max_connections:
+            self._turn_away()
+            return
         self.context.connections.add(self)
         self.context.counters.connections_total += 1
         self.deadline = monotonic() + self.context.limits.header_timeout
+
+    cdef int _turn_away(self) except -1:
+        """One connection too many: say so, and read nothing."""
+        self.context.counters.connections_refused += 1
+        self.phase = CLOSING
+        self.exchange.reply.request_id = new_id()
+        self.transport.write(own_answer(
+            503, b"application/json", error_body(failures.too_many_connections()),
+            self.exchange.reply.request_id, [b"retry-after: 1\r\n"], True, False, True,
+        ))
+        self.transport.close()
+        return 0
 
     def data_received(self, bytes data):
         if self.phase != OPEN:
@@ -94,11 +111,12 @@ cdef class Downstream(Client):
         if self.phase == CLOSED:
             return
         self.blocked = blocked
+        self.unsent = self.transport.get_write_buffer_size()
         try:
             if self.exchange.state_ != IDLE:
                 self.exchange.client_blocked(blocked)
             elif blocked:
-                self.deadline = monotonic() + self.context.limits.stream_idle_timeout
+                self.deadline = monotonic() + self.context.limits.write_timeout
             else:
                 self._go_on()
         except Exception as e:
@@ -111,12 +129,18 @@ cdef class Downstream(Client):
         cdef RequestParser parser = self.parser
         cdef bytes body
         cdef Py_ssize_t at = 0
+        cdef Py_ssize_t before
         self.consuming = True
         try:
             while at < len(data) and self.phase == OPEN:
                 if self.exchange.state_ > BODY or self.blocked:
                     return self._keep_early(data[at:])
+                before = at
                 at = parser.feed(data, at)
+                if self.exchange.state_ == BODY and not self.exchange.hold(
+                    self.exchange.held + at - before
+                ):
+                    return self.exchange.shed(failures.bodies_too_large())
                 if self.exchange.state_ == IDLE and (parser.head_done or parser.status):
                     self.exchange.begin(parser)
                 if parser.status:
@@ -213,16 +237,40 @@ cdef class Downstream(Client):
     cdef void _begin_closing(self):
         """Whatever is still queued goes out, but not for ever."""
         self.phase = CLOSING
-        self.deadline = monotonic() + self.context.limits.stream_idle_timeout
+        self.unsent = self.transport.get_write_buffer_size()
+        self.deadline = monotonic() + self.context.limits.write_timeout
 
     # -- called by the sweep --
 
+    cdef int stop(self) except -1:
+        if self.phase == OPEN:
+            self.exchange.stop()
+        return 0
+
+    cdef bint give_up(self, instance, double silent_since) except -1:
+        return self.phase == OPEN and self.exchange.give_up(instance, silent_since)
+
+    cdef bint _takes_some(self, double now) except -1:
+        """Whether a client that is behind took something since it was looked at: a slow reader."""
+        cdef Py_ssize_t unsent
+        if not self.blocked and self.phase != CLOSING:
+            return False
+        unsent = self.transport.get_write_buffer_size()
+        if unsent >= self.unsent:
+            return False
+        self.unsent = unsent
+        self.deadline = now + self.context.limits.write_timeout
+        return True
+
     cdef int expire(self, double now) except -1:
         if self.exchange.state_ > BODY and self.phase == OPEN:
-            if now >= self.deadline or now >= self.exchange.expires:
+            if now >= self.exchange.expires or (
+                now >= self.deadline and not self._takes_some(now)
+            ):
                 self.exchange.expire(now)
         elif now >= self.deadline:
-            self._expire_own()
+            if not self._takes_some(now):
+                self._expire_own()
         elif self.context.draining and self.phase == OPEN and not self.busy:
             self._begin_closing()
             self.transport.close()

@@ -4,10 +4,9 @@ An Exchange belongs to one client connection, which uses it for one request afte
 at most one engine connection at a time. Tries chooses the engines, Reply writes to the client;
 what happens when is decided here.
 
-Rule 1: every change of state goes through states.TRANSITIONS.
-Rule 2: each request ends in _end(), once, with one outcome; its tickets are closed before.
-Rule 3: another instance is tried only while no byte has gone to the client. Engines send status 200
-at once, and errors as the first event of a stream, so heads and first events are held back for it.
+What all ends have in common is in ending.pyx. Another instance is tried only while no byte has gone
+to the client. Engines send status 200 at once, and errors as the first event of a stream, so heads
+and first events are held back for it.
 """
 
 import logging
@@ -17,38 +16,26 @@ from lodestar_fast.proxy import failures
 from lodestar_fast.proxy.openai import ROUTES, unknown_model
 
 from lodestar_fast.proxy.body cimport Routing, read_body
-from lodestar_fast.proxy.context cimport Context
-from lodestar_fast.proxy.counters cimport (
-    CLIENT_ABORT,
-    COMPLETED,
-    ENGINE_ERROR,
-    ROUTER_ERROR,
-    SHED,
-    Outcome,
-)
+from lodestar_fast.proxy.counters cimport COMPLETED, ENGINE_ERROR, SHED
+from lodestar_fast.proxy.ending cimport Ending
+from lodestar_fast.proxy.head cimport without
 from lodestar_fast.proxy.parse_request cimport RequestParser
 from lodestar_fast.proxy.parse_response cimport ResponseParser
-from lodestar_fast.proxy.reply cimport BAD, REFUSED, UNDECIDED, Client, Reply, Verdict
+from lodestar_fast.proxy.reply cimport BAD, REFUSED, UNDECIDED, Verdict
 from lodestar_fast.proxy.states cimport (
     AGAIN,
     CONNECT,
     DISPATCH,
-    END,
     ENQUEUE,
     HEAD,
-    IDLE,
     QUEUED,
     RELAY,
     SENT,
     STREAM,
     WAIT,
-    State,
-    Step,
-    after,
-    name_of,
 )
-from lodestar_fast.proxy.tries cimport ABANDONED, FAILED, TIMEOUT, Tries
-from lodestar_fast.proxy.upstream cimport Pool, Receiver, Upstream
+from lodestar_fast.proxy.tries cimport TIMEOUT
+from lodestar_fast.proxy.upstream cimport Pool, Upstream
 from lodestar_fast.proxy.wire cimport monotonic
 
 log = logging.getLogger("lodestar.proxy")
@@ -63,21 +50,7 @@ cdef inline bint failed(int status) noexcept:
     return status == 429 or status == 500 or 502 <= status <= 504
 
 
-cdef class Exchange(Receiver):
-    def __cinit__(self, Context context, Client client):
-        self.context = context
-        self.client = client
-        self.reply = Reply(client)
-        self.tries = Tries(context)
-
-    @property
-    def state(self):
-        return name_of(self.state_)
-
-    cdef int _move(self, Step step) except -1:
-        self.state_ = <State> after(self.state_, step)
-        return 0
-
+cdef class Exchange(Ending):
     # -- the request --
 
     cdef int begin(self, RequestParser request) except -1:
@@ -89,15 +62,12 @@ cdef class Exchange(Receiver):
         self.path_index = self.context.counters.path_index(request.path)
         self.target = request.target
         self.fields = request.fields
+        if self.context.hide_authorization:
+            self.fields = without(self.fields, {b"authorization"}) + self.context.authorization
         self.engine_failed = self.excused = False
         self.reply.begin(request)
         self.refusal = self.context.refusal(request)
         return 0
-
-    cdef int refuse(self, error) except -1:
-        """Answer with an error while the body is not in; the connection ends with it."""
-        self.reply.keep_alive = False
-        return self._fail(error, COMPLETED)
 
     cdef int full(self, bytes body) except -1:
         """The request is complete."""
@@ -116,19 +86,29 @@ cdef class Exchange(Receiver):
         except HttpError as e:
             return self._fail(e, COMPLETED)
         self.tries.begin(routing, avoid)
-        if self.context.admit(self):
-            return self._dispatch()
-        if not self.context.wait(self):
+        if self.context.admit(False) and self._dispatch():
+            return 0
+        if not self.context.wait(self, self.fields):
             return self._fail(failures.overloaded(), SHED)
         self.client.deadline = monotonic() + self.context.limits.queue_timeout
         return self._move(ENQUEUE)
 
+    @property
+    def avoids(self):
+        """The instances that do not serve it; two requests that avoid the same are alike."""
+        return self.tries.avoid
+
     def admitted(self):
-        """A place became free; called by the context."""
+        """A place became free; called by the context. False: it is of no use."""
         try:
-            self._dispatch()
+            return self.context.admit(True) and self._dispatch()
         except Exception as e:
             self.on_crash(e)
+            return True
+
+    def displaced(self):
+        """A more urgent request needs the room; called by the context."""
+        self._fail(failures.overloaded(), SHED)
 
     cdef int _answer_locally(self) except -1:
         answer = None
@@ -143,15 +123,28 @@ cdef class Exchange(Receiver):
 
     # -- the tries --
 
-    cdef int _dispatch(self) except -1:
+    cdef bint _dispatch(self) except -1:
+        """Use a place that was taken. False: it is given back, for all engines are full."""
+        cdef bint routed = False
         self.placed = True
-        self._move(DISPATCH)
         try:
-            if not self.tries.route():
-                return self._fail(failures.overloaded(), SHED)
+            routed = self.tries.route()
         except NoInstanceError:
-            return self._fail(failures.no_instance(), ENGINE_ERROR)
-        return self._connect(False)
+            if self.context.full:
+                self.placed = False
+                self.context.put_back()
+                return False
+            self.refusal = failures.no_instance()
+        if self.state_ == QUEUED:
+            self.context.leave_queue(self)
+        self._move(DISPATCH)
+        if routed:
+            self._connect(False)
+        elif self.refusal is not None:
+            self._fail(self.refusal, ENGINE_ERROR)
+        else:
+            self._fail(failures.overloaded(), SHED)
+        return True
 
     cdef int _connect(self, bint fresh) except -1:
         self.up = (<Pool> self.tries.instance.pool).acquire(self, fresh)
@@ -183,16 +176,6 @@ cdef class Exchange(Receiver):
             self._fail(failures.engine_error(kind), ENGINE_ERROR)
         return 0
 
-    cdef void _drop(self):
-        """Part from the engine connection; it is kept only if its answer was read to the end."""
-        cdef Upstream up = self.up
-        self.up = None
-        if up is not None:
-            if up.parser.complete:
-                up.release()
-            else:
-                up.abort()
-
     # -- the answer --
 
     cdef int on_answer(self, Upstream up) except -1:
@@ -200,6 +183,7 @@ cdef class Exchange(Receiver):
             if self._turned_away(up.parser):
                 return 0
             self._move(RELAY)
+            self.tries.settle()
         return self._relay(up.parser)
 
     cdef bint _turned_away(self, ResponseParser answer) except -1:
@@ -207,7 +191,7 @@ cdef class Exchange(Receiver):
         cdef Verdict verdict
         if failed(answer.status):
             kind = "busy" if answer.status == 503 or answer.status == 429 else "status"
-            self.tries.note_retry_after(answer.retry_after)
+            self.tries.note_retry_after(answer)
             if self._again(kind):
                 return True
             self.engine_failed = True
@@ -224,6 +208,7 @@ cdef class Exchange(Receiver):
 
     cdef int _relay(self, ResponseParser answer) except -1:
         cdef double now = monotonic()
+        self.up.pool.heard_at = now
         self.reply.relay(answer, self._extra_lines(answer) if self.reply.status == 0 else None)
         self.tries.measure(answer, self.reply, now)
         if answer.complete:
@@ -266,10 +251,9 @@ cdef class Exchange(Receiver):
     cdef int expire(self, double now) except -1:
         """A deadline has passed; which one follows from the state."""
         if self.state_ == QUEUED:
-            self.context.leave_queue(self)
             return self._fail(failures.queue_timeout(), SHED)
         if self.state_ == STREAM and self.client.blocked:
-            log.info("a client took nothing for the stream-idle timeout: cut")
+            log.info("a client took nothing for the write timeout: cut")
             self.client_gone()
             self.client.cut(True)
             return 0
@@ -278,99 +262,30 @@ cdef class Exchange(Receiver):
             return self._truncate(kind)
         if self.state_ == CONNECT and now < self.expires:
             return self._lost_try("connect_timeout")
-        kind = "request_timeout" if now >= self.expires else "first_byte_timeout"
+        if now < self.expires:
+            return self._lost_try("first_byte_timeout")
+        kind = "request_timeout"
         self._drop()
         self.tries.close(TIMEOUT, now)
         self.tries.instance.note_failure(kind)
         return self._fail(failures.engine_error(kind), ENGINE_ERROR)
 
-    cdef int _truncate(self, str kind) except -1:
-        """The answer cannot be finished. What the client has of it is made to look so."""
-        self._drop()
-        self.tries.close(FAILED if kind == "truncated" else TIMEOUT, monotonic())
-        self.tries.instance.note_failure(kind)
-        self.reply.keep_alive = False
-        self.reply.truncate(failures.engine_error(kind))
-        return self._finish(ENGINE_ERROR)
-
-    cdef int _fail(self, error, Outcome outcome) except -1:
-        """Answer with an HttpError; nothing was sent yet."""
-        cdef list lines = []
-        if error.status == 503:
-            lines.append(b"retry-after: %b\r\n" % (self.tries.retry_after or b"1"))
-        elif error.status == 405:
-            lines.append(b"allow: POST\r\n" if self.path in ROUTES else b"allow: GET, HEAD\r\n")
-        elif error.status == 401:
-            lines.append(b"www-authenticate: Bearer\r\n")
-        self._heed_drain()
-        self.reply.fail(error, lines)
-        return self._finish(outcome)
-
-    cdef void _heed_drain(self):
-        """A head is about to be written: say in it whether the router takes another request."""
-        if self.context.draining:
-            self.reply.keep_alive = False
-
-    cdef void client_gone(self):
-        """The client left: the engine is told at once, by the end of its connection."""
-        if self.state_ == IDLE:
-            return
-        try:
-            if self.state_ == QUEUED:
-                self.context.leave_queue(self)
-            self._drop()
-            self.tries.close(ABANDONED, monotonic())
-            self._end(CLIENT_ABORT)
-        except Exception as e:
-            self.on_crash(e)
-
-    cdef void detach(self):
-        """The connection has ended: break the cycle with it."""
-        self.client = self.reply.client = None
-
-    cdef int client_blocked(self, bint blocked) except -1:
-        """The client stopped taking bytes, or goes on; reading from the engine follows it."""
+    cdef bint give_up(self, instance, double silent_since) except -1:
+        """The engine is gone, though its connection is open. Whether this request was on it, and
+        nothing came for it since then."""
+        cdef double heard
+        if self.up is None or self.tries.instance is not instance or self.client.blocked:
+            return False
         if self.state_ == STREAM:
-            self.client.deadline = monotonic() + self.context.limits.stream_idle_timeout
-            if self.up is not None:
-                self.up.pause(blocked)
-        return 0
-
-    cdef void on_crash(self, error):
-        """Our own code raised. The request ends, and nothing else does."""
-        log.error("a request failed inside the router", exc_info=error)
-        try:
-            self._drop()
-            self.reply.keep_alive = False
-            if self.state_ == IDLE:
-                self.client.cut(True)
-                return
-            if self.reply.status:
-                self.reply.truncate(failures.internal())
-            else:
-                self.reply.fail(failures.internal(), [])
-            self.tries.close(ABANDONED, monotonic())
-            self._finish(ROUTER_ERROR)
-        except Exception:
-            log.exception("and so did ending it; the connection is cut")
-            self.client.abort()
-            if self.state_ != IDLE:
-                self._end(ROUTER_ERROR)
-
-    cdef int _finish(self, Outcome outcome) except -1:
-        self._end(outcome)
-        return self.client.finished()
-
-    cdef int _end(self, Outcome outcome) except -1:
-        """Count the request, give its place back and let go of what it held."""
-        self._move(END)
-        self.context.counters.count(
-            self.path_index, self.reply.status, outcome, monotonic() - self.started
-        )
-        if self.placed:
-            self.placed = False
-            self.context.release()
-        self.body = self.refusal = None
-        self.tries.forget()
-        self.reply.again()
-        return 0
+            heard = self.client.deadline - self.context.limits.stream_idle_timeout
+        elif self.state_ == WAIT:
+            heard = self.up.sent_at
+        else:
+            return False
+        if heard > silent_since:
+            return False
+        if self.state_ == STREAM:
+            self._truncate("engine_gone")
+        else:
+            self._lost_try("engine_gone")
+        return True

@@ -18,6 +18,7 @@ ENGINE: dict[str, tuple[int, str]] = {
     "request_timeout": (504, "the request took longer than the request timeout"),
     "stream_idle_timeout": (504, "the answer stopped for longer than the stream-idle timeout"),
     "truncated": (502, "the engine closed the connection in the middle of its answer"),
+    "engine_gone": (502, "the engine refuses connections and sends nothing more"),
 }
 
 CLIENT: dict[str, tuple[int, str]] = {
@@ -58,6 +59,23 @@ def no_instance() -> UpstreamError:
 
 def overloaded() -> HttpError:
     return HttpError(503, "overloaded_error", "overloaded", "too many requests at once")
+
+
+def bodies_too_large() -> HttpError:
+    return HttpError(
+        503, "overloaded_error", "bodies_too_large", "the bodies of all requests take too much room"
+    )
+
+
+def too_many_connections() -> HttpError:
+    return HttpError(
+        503, "overloaded_error", "too_many_connections", "too many connections at once"
+    )
+
+
+def stopping() -> HttpError:
+    """The drain grace is over."""
+    return HttpError(503, "server_error", "router_stopping", "the router is being shut down")
 
 
 def queue_timeout() -> HttpError:

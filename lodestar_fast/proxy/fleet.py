@@ -1,13 +1,9 @@
-"""The engines: who they are, and which of them may get requests now.
+"""The engines: which there are, and which of them may get requests now.
 
-An instance is *healthy* when its last health checks passed and it is not ejected. It may be chosen
-(*routable*) when it is healthy and not draining; when no instance is healthy, every one that is not
-draining may be chosen, since a guess is better than a refusal (Envoy's panic mode).
-
-Two sources move it. *Checks* (health.py): health_failures bad ones in a row take it out, one good
-one brings it back. *Requests* (exchange): EJECT_AFTER failures in a row eject it. An ejection holds
-for 1 s, then 2, 4 ... 30 s when it recurs, and ends with the first good check after that; then the
-instance is on probation: one more failure ejects it again, one success clears it.
+An instance (instance.py) is *healthy* when its last health checks passed and it is not ejected. It
+may be chosen (*routable*) when it is healthy, not draining, and not half-open with its one probe
+under way. When none may be chosen, all may that answer their checks, ejected or not; when none
+answers, every one that is not draining: a guess is better than a refusal (Envoy's panic mode).
 
 Fleet does no I/O itself: watchers (health, scrape) are coroutines that it runs for each instance.
 """
@@ -15,7 +11,6 @@ Fleet does no I/O itself: watchers (health, scrape) are coroutines that it runs 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
@@ -27,17 +22,11 @@ import msgspec
 from lodestar_fast.clock import Clock
 from lodestar_fast.config import FleetConfig
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.proxy.instance import Instance
 
 log = logging.getLogger(__name__)
 
-# Failed requests in a row. HAProxy and Envoy eject after 5 to 10; with retries on other engines a
-# dead one costs each request it sees a round trip, so a little sooner.
-EJECT_AFTER = 3
-HOLD_FIRST, HOLD_MOST = 1.0, 30.0
-# Kinds of note_failure() that are no sign of a broken engine: it sheds load, or the task was long.
-SOFT = frozenset({"busy", "request_timeout"})
-
-Watcher = Callable[["Instance"], Coroutine[Any, Any, None]]
+Watcher = Callable[[Instance], Coroutine[Any, Any, None]]
 
 
 def parse_url(url: str) -> tuple[str, str, int]:
@@ -58,97 +47,6 @@ def parse_url(url: str) -> tuple[str, str, int]:
     return f"http://{name}:{port or 80}", host, port or 80
 
 
-class Instance:
-    """One engine. The attributes are for everyone to read; only this module writes them."""
-
-    def __init__(self, fleet: Fleet, slot: int, url: str, host: str, port: int) -> None:
-        self.slot = slot
-        # Stable over restarts and opaque: clients may see it.
-        self.id = hashlib.blake2b(url.encode(), digest_size=6).hexdigest()
-        self.url = url
-        self.host = host
-        self.port = port
-        self.pool: Any = None
-        self.models: tuple[str, ...] = ()  # ids it serves; empty: not known, any is tried
-        self.cards: dict[str, msgspec.Raw] = {}  # id -> its entry in the engine's /v1/models
-        self.draining = False
-        self.answers = False  # what the checks say
-        self.healthy = False  # it answers, and is not ejected
-        self.routable = False
-        self.failures: dict[str, int] = {}  # since the start, by kind
-        self.ejections = 0
-        self.reports = 0  # load reports read
-        self._fleet = fleet
-        self._misses = 0  # checks failed in a row
-        self._strikes = 0  # requests failed in a row
-        self._ejected = False
-        self._until = 0.0  # an ejection holds until then
-        self._hold = HOLD_FIRST  # how long the next one holds
-        self._refused = False  # nothing listened there since the last good check
-        self._silent_since_start = True
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def note_success(self) -> None:
-        """A request got its whole answer."""
-        self._strikes = 0
-
-    def note_failure(self, kind: str) -> None:
-        """A request failed through the instance's fault. kind: a bounded set, a metric label."""
-        self.failures[kind] = self.failures.get(kind, 0) + 1
-        if kind in SOFT:
-            return
-        self._strikes += 1
-        if self._strikes < EJECT_AFTER or self._ejected:
-            return
-        self._ejected = True
-        self.ejections += 1
-        self._until = self._fleet.now() + self._hold
-        log.warning("engine %s %s: ejected for %g s: %s", self.id, self.url, self._hold, kind)
-        self._hold = min(2 * self._hold, HOLD_MOST)
-        self._fleet.refresh()
-
-    def note_check(self, fault: str, text: str = "") -> None:
-        """A health check's outcome. fault: its kind, a metric label; empty: it passed."""
-        if fault:
-            self._note_miss(fault, text)
-        else:
-            self._note_answer()
-        if self.judge() != self.healthy:  # seldom; a refresh looks at every instance
-            self._fleet.refresh()
-
-    def _note_miss(self, fault: str, text: str) -> None:
-        self.failures[fault] = self.failures.get(fault, 0) + 1
-        self._misses += 1
-        self._refused = self._refused or fault == "check_refused"
-        if self.answers and self._misses >= self._fleet.config.health_failures:
-            self.answers = False
-            log.warning("engine %s %s: out: %s", self.id, self.url, text or fault)
-        elif self._silent_since_start:
-            self._silent_since_start = False
-            log.warning("engine %s %s: not there yet: %s", self.id, self.url, text or fault)
-
-    def _note_answer(self) -> None:
-        now = self._fleet.now()
-        self._misses = 0
-        self._silent_since_start = False
-        if not self.answers:
-            self.answers = True
-            log.info("engine %s %s: answers", self.id, self.url)
-        if self._refused:  # its process had gone, and its cache with it
-            self._refused = False
-            self._fleet.router.forget_prefixes(self.slot)
-        if self._ejected and now >= self._until:
-            self._ejected = False
-            self._strikes = EJECT_AFTER - 1
-            log.info("engine %s %s: back on probation", self.id, self.url)
-        elif not self._ejected and now >= self._until + HOLD_MOST:
-            self._hold = HOLD_FIRST
-
-    def judge(self) -> bool:
-        """Whether it is healthy, as the checks and the requests have it."""
-        return self.answers and not self._ejected
-
-
 class Fleet:
     """The instances by slot and by id; keeps the router's view of them in step."""
 
@@ -160,10 +58,12 @@ class Fleet:
         clock: Clock,
         make_pool: Callable[[Any, Instance], Any],
         incidents: Counter[str],
+        engine_key: bytes = b"",
     ) -> None:
         """make_pool(context, instance): the connections that carry requests. incidents: failures
-        outside requests, counted by kind."""
-        self.config = config
+        outside requests, counted by kind. engine_key: for the checks of engines that want one."""
+        self.config = config  # may be replaced; watchers read it anew
+        self.engine_key = engine_key
         self.router = router
         self.now = clock.now
         self._context = context
@@ -228,6 +128,7 @@ class Fleet:
             task.cancel()
         self.router.remove_instance(instance.slot)
         del self._context.instances[instance.slot]
+        self.half_open(instance, False)
         instance.pool.close()
         self.refresh()
         self._models_changed()
@@ -249,14 +150,38 @@ class Fleet:
             healthy = instance.judge()
             changed = changed or healthy != instance.healthy
             instance.healthy = healthy
-        panic = not any(i.healthy and not i.draining for i in self.all)
+        chosen = self._choosable()
         for instance in self.all:
-            routable = not instance.draining and (instance.healthy or panic)
+            routable = instance in chosen
             if routable != instance.routable:
+                changed = True
                 instance.routable = routable
                 self.router.set_routable(instance.slot, routable)
         if changed:
             self._models_changed()
+
+    def _choosable(self) -> set[Instance]:
+        """The instances that may get requests; see the top of this module for the order."""
+        there = [i for i in self.all if not i.draining]
+        return (
+            {i for i in there if i.healthy and not i.probing}
+            or {i for i in there if i.answers}
+            or set(there)
+        )
+
+    # -- called by instances --
+
+    def half_open(self, instance: Instance, yes: bool) -> None:
+        """Tell the data path whether the next request to an instance is to be its only one."""
+        if yes:
+            self._context.half_open[instance.slot] = instance
+        else:
+            self._context.half_open.pop(instance.slot, None)
+
+    def give_up(self, instance: Instance, silent_since: float) -> None:
+        """End the requests of an instance from which nothing came after that time."""
+        if n := self._context.give_up(instance, silent_since):
+            log.warning("engine %s %s: gone; %d requests given up", instance.id, instance.url, n)
 
     # -- models --
 

@@ -11,8 +11,8 @@ import asyncio
 
 import msgspec
 
-from lodestar_fast.config import FleetConfig
-from lodestar_fast.proxy.fleet import Fleet, Instance
+from lodestar_fast.proxy.fleet import Fleet
+from lodestar_fast.proxy.instance import Instance
 from lodestar_fast.proxy.probe import Probe, ProbeError
 
 MODELS_EVERY = 10.0
@@ -29,13 +29,15 @@ class _Models(msgspec.Struct):
     data: list[msgspec.Raw]
 
 
-async def watch(fleet: Fleet, config: FleetConfig, instance: Instance) -> None:
+async def watch(fleet: Fleet, instance: Instance) -> None:
     """Check an instance until cancelled."""
     probe = Probe(instance.host, instance.port, max_bytes=_MODELS_BYTES)
     models_due = 0.0
     try:
         while True:
             started = fleet.now()
+            config = fleet.config
+            probe.authorize(fleet.engine_key)
             try:
                 await check(probe, config.health_check_timeout)
             except ProbeError as e:

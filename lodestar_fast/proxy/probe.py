@@ -36,7 +36,12 @@ class Probe:
         self._max_bytes = max_bytes
         self._line: _Line | None = None
         name = f"[{host}]" if ":" in host else host
-        self._head = f"HTTP/1.1\r\nHost: {name}:{port}\r\nAccept: */*\r\n\r\n"
+        self._fields = f"HTTP/1.1\r\nHost: {name}:{port}\r\nAccept: */*\r\n".encode("latin-1")
+        self._credential = b""
+
+    def authorize(self, key: bytes) -> None:
+        """Show this key with each question; empty: none."""
+        self._credential = b"Authorization: Bearer %b\r\n" % key if key else b""
 
     async def get(self, path: str, timeout: float) -> tuple[int, bytes]:
         """Status and body of GET path, within timeout seconds. Raises ProbeError."""
@@ -70,7 +75,9 @@ class Probe:
 
     async def _ask(self, line: _Line, path: str) -> tuple[int, bytes]:
         try:
-            answer = await line.ask(f"GET {path} {self._head}".encode("latin-1"))
+            answer = await line.ask(
+                b"GET %b %b%b\r\n" % (path.encode(), self._fields, self._credential)
+            )
         except BaseException:  # also when the time is up: what still comes belongs to nobody
             line.abort()
             raise

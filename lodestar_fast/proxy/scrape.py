@@ -14,8 +14,8 @@ import math
 import re
 from typing import NamedTuple
 
-from lodestar_fast.config import FleetConfig
-from lodestar_fast.proxy.fleet import Fleet, Instance
+from lodestar_fast.proxy.fleet import Fleet
+from lodestar_fast.proxy.instance import Instance
 from lodestar_fast.proxy.probe import Probe, ProbeError
 
 log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ class Reader:
             )
 
 
-async def watch(fleet: Fleet, config: FleetConfig, instance: Instance) -> None:
+async def watch(fleet: Fleet, instance: Instance) -> None:
     """Scrape an instance until cancelled."""
     probe = Probe(instance.host, instance.port, max_bytes=_PAGE_BYTES)
     reader = Reader(fleet, instance)
@@ -216,7 +216,8 @@ async def watch(fleet: Fleet, config: FleetConfig, instance: Instance) -> None:
     try:
         while True:
             started = fleet.now()
-            pause = config.scrape_interval
+            pause = fleet.config.scrape_interval
+            probe.authorize(fleet.engine_key)
             try:
                 status, body = await probe.get("/metrics", _TIMEOUT)
             except ProbeError:

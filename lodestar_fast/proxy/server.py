@@ -249,8 +249,8 @@ async def serve(
 
     proxy.context.start()
     proxy.fleet.watch(
-        functools.partial(health.watch, proxy.fleet, config.fleet),
-        functools.partial(scrape.watch, proxy.fleet, config.fleet),
+        functools.partial(health.watch, proxy.fleet),
+        functools.partial(scrape.watch, proxy.fleet),
     )
     # What lives by now lives to the end: the collector need not walk it again.
     gc.collect()

@@ -22,14 +22,21 @@ cdef class Tries:
     cdef long long tokens  # that came so far, and were reported
     cdef object _decision
     cdef double _decision_seconds
-    cdef tuple _avoid  # slots that do not serve the model
+    cdef tuple avoid  # slots that do not serve the model
     cdef list _tried  # slots; None: no try has failed
     cdef bint _first_token
+    cdef int _slot  # of the try at hand
+    cdef bint _probe  # the instance is half-open, and this is its one request
+    cdef bint _retrying  # counts against the retry budget
+    cdef bint _late  # a try was given up for its first byte
 
     cdef void begin(self, Routing routing, tuple avoid)
     cdef bint route(self) except -1
+    cdef bint _choose(self, double start, tuple avoid) except -1
     cdef bint another(self, str kind) except -1
-    cdef void note_retry_after(self, bytes value)
+    cdef int note_retry_after(self, ResponseParser answer) except -1
+    cdef void settle(self)
+    cdef int _probe_over(self) except -1
     cdef int measure(self, ResponseParser answer, Reply reply, double now) except -1
     cdef int complete(self, Reply reply, bint passed_failure, bint excused, double now) except -1
     cdef int _observe(

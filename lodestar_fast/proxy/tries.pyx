@@ -29,42 +29,70 @@ cdef class Tries:
     cdef void begin(self, Routing routing, tuple avoid):
         """For a new request. avoid: slots that do not serve its model."""
         self.routing = routing
-        self._avoid = avoid
+        self.avoid = avoid
         self._tried = None
-        self._first_token = False
+        self._first_token = self._late = False
         self.tokens = 0
 
     cdef bint route(self) except -1:
-        """Let the router choose. False: it has no ticket left. Raises NoInstanceError."""
+        """Let the router choose. False: it has no ticket left. Raises NoInstanceError.
+
+        Engines that are full are out of the question, those that asked to be left alone are not.
+        """
         cdef double start = monotonic()
-        cdef tuple avoid = self._avoid if self._tried is None else self._avoid + tuple(self._tried)
+        cdef tuple avoid = self.avoid if self._tried is None else self.avoid + tuple(self._tried)
+        if self.context.full:
+            avoid += self.context.full
+        if self.context.busy:
+            busy = self.context.busy_slots(start)
+            if busy:
+                try:
+                    return self._choose(start, avoid + busy)
+                except NoInstanceError:
+                    pass
+        return self._choose(start, avoid)
+
+    cdef bint _choose(self, double start, tuple avoid) except -1:
         cdef Routing r = self.routing
         cdef Decision decision
         if self.context.core is not None:
             decision = self.context.core.route(r.prompt, start, 0, r.seed, avoid, r.stream)
-            self.ticket, slot = decision.ticket, decision.slot
+            self.ticket, self._slot = decision.ticket, decision.slot
             self._decision = decision
         else:
             self._decision = self.context.router.route(
                 r.prompt, start, 0, r.seed, avoid, r.stream
             )
-            self.ticket, slot = self._decision.ticket, self._decision.slot
+            self.ticket, self._slot = self._decision.ticket, self._decision.slot
         self._decision_seconds = monotonic() - start
         self.context.counters.decision_seconds.add(self._decision_seconds)
         if not self.ticket:
             return False
-        self.instance = self.context.instances[slot]
+        self.instance = self.context.instances[self._slot]
+        self.context.took(self._slot)
+        if self.context.half_open and self._slot in self.context.half_open:
+            self._probe = True
+            self.instance.note_probe(True)
         return True
 
     cdef bint another(self, str kind) except -1:
         """The try at hand failed: count that, and choose another one if there may be one."""
-        self.close(FAILED, monotonic())
+        cdef bint late = kind == "first_byte_timeout"
+        self.close(TIMEOUT if late else FAILED, monotonic())
         self.instance.note_failure(kind)
         if self._tried is None:
             self._tried = []
         self._tried.append(self.instance.slot)
-        if len(self._tried) > self.context.limits.max_retries:
+        if len(self._tried) > self.context.limits.max_retries or (late and self._late):
             return False
+        self._late = self._late or late
+        if not self._retrying:
+            # What never reached an engine is no load on any.
+            if kind != "connect" and kind != "connect_timeout" and not self.context.may_retry():
+                self.context.counters.retries_refused += 1
+                return False
+            self._retrying = True
+            self.context.retrying += 1
         try:
             if not self.route():
                 return False
@@ -73,11 +101,21 @@ cdef class Tries:
         self.context.counters.add_retry(kind)
         return True
 
-    cdef void note_retry_after(self, bytes value):
-        """Keep the smallest number of seconds that a busy engine named."""
+    cdef void settle(self):
+        """No further try can follow."""
+        if self._retrying:
+            self._retrying = False
+            self.context.retrying -= 1
+
+    cdef int note_retry_after(self, ResponseParser answer) except -1:
+        """An engine is busy. Keep the smallest number of seconds that one named."""
+        cdef bytes value = answer.retry_after
         if value is not None and value.isdigit() and len(value) < 10:
             if self.retry_after is None or int(value) < int(self.retry_after):
                 self.retry_after = value
+            if answer.status == 503 or answer.status == 429:
+                self.context.note_busy(self._slot, int(value), monotonic())
+        return 0
 
     cdef int measure(self, ResponseParser answer, Reply reply, double now) except -1:
         """Report the tokens that came by `now`, if the request was to be streamed."""
@@ -93,6 +131,9 @@ cdef class Tries:
             self._first_token = True
             self.tokens = 1
             self._observe(self.ticket, FIRST_TOKEN, now)
+            if self._probe:
+                self._probe_over()
+                self.instance.note_success()
         if events > self.tokens:
             self._observe(self.ticket, TOKENS, now, events - self.tokens)
             self.tokens = events
@@ -134,6 +175,9 @@ cdef class Tries:
         if ticket:
             self.ticket = 0
             self._observe(ticket, FINAL[<int> event], now, self.tokens)
+            self.context.gave(self._slot)
+            if self._probe:
+                self._probe_over()
         return 0
 
     cdef int _observe(
@@ -145,8 +189,14 @@ cdef class Tries:
             self.context.router.observe(ticket, event, now, tokens, cached)
         return 0
 
+    cdef int _probe_over(self) except -1:
+        self._probe = False
+        self.instance.note_probe(False)
+        return 0
+
     cdef void forget(self):
         """The request is over: let go of what it held."""
+        self.settle()
         self.routing = self._decision = self.instance = self.retry_after = None
 
     cdef bytes explanation(self):

@@ -43,6 +43,7 @@ cdef class Pool(Reserve):
     cdef Py_ssize_t _open
     cdef bint _closed
     cdef bytes host  # for the Host field
+    cdef readonly double heard_at  # when bytes of an answer came last, on any connection
     cdef Buffer _buffer  # for requests being put together
 
     cdef Upstream acquire(self, Receiver owner, bint fresh)

@@ -10,6 +10,8 @@ class Pool:
     instance.host and instance.port are read when a connection is opened.
     """
 
+    heard_at: float  # when bytes of an answer came last, on any connection; -inf: never
+
     def __init__(self, context: Context, instance: Instance) -> None: ...
     @property
     def idle(self) -> int:

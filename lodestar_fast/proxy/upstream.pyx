@@ -201,6 +201,7 @@ cdef class Pool(Reserve):
         self.context = context
         self.instance = instance
         self._idle = []
+        self.heard_at = float("-inf")
         self._buffer = Buffer()
         host = f"[{instance.host}]" if ":" in instance.host else instance.host
         self.host = f"{host}:{instance.port}".encode()

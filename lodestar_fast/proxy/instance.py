@@ -1,0 +1,185 @@
+"""One engine, and how well it does.
+
+Two sources judge it. *Checks* (health.py): health_failures bad ones in a row take it out, one good
+one brings it back. *Requests* (exchange): EJECT_AFTER failures in a row eject it, for
+eject_seconds, and for twice as long each time it recurs. An ejection ends with the first good check
+after its hold. If connections were refused, a good check shows that this is over, so the first such
+ejection ends with it: an engine that was restarted is back at once, one that flaps is not.
+
+Then the instance is *half-open*: it gets one request at a time until one of them does well, which
+clears it; one more failure ejects it again.
+
+An engine from which bytes came a moment ago is busy, not broken: checks and first bytes that take
+too long do not count against it then. An engine that refuses checks and sends nothing is gone,
+though its connections may stay open: vLLM leaves them hanging after SIGTERM. One that refuses
+checks and goes on sending is being shut down, and finishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from lodestar_fast.proxy.fleet import Fleet
+
+log = logging.getLogger(__name__)
+
+# Failed requests in a row. HAProxy and Envoy eject after 5 to 10; with retries on other engines a
+# dead one costs each request it sees a round trip, so a little sooner.
+EJECT_AFTER = 3
+HOLD_GROWTH = 10  # the longest hold, in eject_seconds
+# Kinds of note_failure() that are no sign of a broken engine: it sheds load, or the task was long.
+SOFT = frozenset({"busy", "request_timeout"})
+# Kinds that are none while the engine answers others.
+LATE = frozenset({"first_byte_timeout", "check_timeout"})
+
+
+class Instance:
+    """One engine. The attributes are for everyone to read; only this module and Fleet write
+    them."""
+
+    def __init__(self, fleet: Fleet, slot: int, url: str, host: str, port: int) -> None:
+        self.slot = slot
+        # Stable over restarts and opaque: clients may see it.
+        self.id = hashlib.blake2b(url.encode(), digest_size=6).hexdigest()
+        self.url = url
+        self.host = host
+        self.port = port
+        self.pool: Any = None
+        self.models: tuple[str, ...] = ()  # ids it serves; empty: not known, any is tried
+        self.cards: dict[str, msgspec.Raw] = {}  # id -> its entry in the engine's /v1/models
+        self.draining = False
+        self.answers = False  # what the checks say
+        self.healthy = False  # it answers, and is not ejected
+        self.half_open = False  # ejected a moment ago; one request at a time
+        self.probing = False  # half-open, and that request is under way
+        self.routable = False
+        self.failures: dict[str, int] = {}  # since the start, by kind
+        self.ejections = 0
+        self.reports = 0  # load reports read
+        self._fleet = fleet
+        self._misses = 0  # checks failed in a row
+        self._strikes = 0  # requests failed in a row
+        self._ejected = False
+        self._until = 0.0  # an ejection holds until then
+        self._recurs = 0  # ejections without a calm time between
+        self._refused = False  # nothing listened there since the last good check
+        self._refused_since: float | None = None  # all checks since then were refused
+        self._silent_since_start = True
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # -- requests --
+
+    def note_success(self) -> None:
+        """A request was answered."""
+        self._strikes = 0
+        if self.half_open:
+            log.info("engine %s %s: does well again", self.id, self.url)
+            self._open_half(False)
+            self._fleet.refresh()
+
+    def note_failure(self, kind: str) -> None:
+        """A request failed through the instance's fault. kind: a bounded set, a metric label."""
+        self.failures[kind] = self.failures.get(kind, 0) + 1
+        if kind in SOFT or (kind in LATE and self._lively()):
+            return
+        self._strikes += 1
+        if self._ejected or (self._strikes < EJECT_AFTER and not self.half_open):
+            return
+        hold = self._hold() if self._recurs or kind != "connect" else 0.0
+        self._ejected = True
+        self._recurs += 1
+        self.ejections += 1
+        self._until = self._fleet.now() + hold
+        log.warning("engine %s %s: ejected for %g s: %s", self.id, self.url, hold, kind)
+        self._open_half(False)
+        self._fleet.refresh()
+
+    def note_probe(self, under_way: bool) -> None:
+        """Half-open, it was sent a request, or that ended in a way that tells nothing."""
+        if self.half_open:
+            self.probing = under_way
+            self._fleet.refresh()
+
+    def _open_half(self, yes: bool) -> None:
+        self.half_open = yes
+        self.probing = False
+        self._fleet.half_open(self, yes)
+
+    def _hold(self) -> float:
+        """Seconds that the next ejection holds."""
+        base = self._fleet.config.eject_seconds
+        return float(min(base * 2 ** min(self._recurs, 10), base * HOLD_GROWTH))
+
+    def _lively(self) -> bool:
+        """Whether it sent something to anyone within the time that a check may take."""
+        config = self._fleet.config
+        return bool(self.pool.heard_at > self._fleet.now() - config.health_check_timeout)
+
+    # -- checks --
+
+    def note_check(self, fault: str, text: str = "") -> None:
+        """A health check's outcome. fault: its kind, a metric label; empty: it passed."""
+        if fault:
+            self._note_miss(fault, text)
+        else:
+            self._note_answer()
+        if self.judge() != self.healthy:  # seldom; a refresh looks at every instance
+            self._fleet.refresh()
+
+    def _note_miss(self, fault: str, text: str) -> None:
+        self.failures[fault] = self.failures.get(fault, 0) + 1
+        if fault in LATE and self._lively():
+            return
+        self._misses += 1
+        self._note_refusal(fault == "check_refused")
+        if self.answers and self._misses >= self._fleet.config.health_failures:
+            self.answers = False
+            log.warning("engine %s %s: out: %s", self.id, self.url, text or fault)
+        elif self._silent_since_start:
+            self._silent_since_start = False
+            log.warning("engine %s %s: not there yet: %s", self.id, self.url, text or fault)
+
+    def _note_refusal(self, refused: bool) -> None:
+        if not refused:
+            self._refused_since = None
+            return
+        self._refused = True
+        now = self._fleet.now()
+        if self._refused_since is None:
+            self._refused_since = now
+        grace = self._fleet.config.gone_grace
+        if now >= self._refused_since + grace:
+            self._fleet.give_up(self, now - grace)
+
+    def _note_answer(self) -> None:
+        now = self._fleet.now()
+        self._misses = 0
+        self._refused_since = None
+        self._silent_since_start = False
+        if not self.answers:
+            self.answers = True
+            log.info("engine %s %s: answers", self.id, self.url)
+        if self._refused:  # its process had gone, and its cache with it
+            self._refused = False
+            self._fleet.router.forget_prefixes(self.slot)
+        if self._ejected and now >= self._until:
+            self._ejected = False
+            self._strikes = 0
+            log.info("engine %s %s: half-open", self.id, self.url)
+            self._open_half(True)
+        elif not self._ejected and now >= self._until + self._calm():
+            self._recurs = 0
+
+    def _calm(self) -> float:
+        """Seconds after an ejection's hold that make it the past."""
+        return float(self._fleet.config.eject_seconds * HOLD_GROWTH)
+
+    def judge(self) -> bool:
+        """Whether it is healthy, as the checks and the requests have it."""
+        return self.answers and not self._ejected
