@@ -125,7 +125,10 @@ def _serve(args: argparse.Namespace) -> int:
         if 0 in (config.serve.port, config.serve.admin_port):
             print(f"listening data={data} admin={admin}", flush=True)
 
-    uvloop.run(server.serve(config, router, start_learner, MonotonicClock(), announce))
+    def read_again() -> Config:
+        return _load_config(args)
+
+    uvloop.run(server.serve(config, router, start_learner, MonotonicClock(), announce, read_again))
     return 0
 
 
@@ -145,17 +148,11 @@ def _check_config(args: argparse.Namespace) -> int:
     import msgspec
 
     from lodestar_fast import build
-    from lodestar_fast.proxy.fleet import parse_url
-    from lodestar_fast.proxy.keys import read_keys
+    from lodestar_fast.proxy.reload import parse_urls, read_all_keys
 
     build.make_router(config)
-    for url in config.fleet.worker_urls:
-        try:
-            parse_url(url)
-        except ConfigError as e:
-            raise ConfigError(f"fleet.worker_urls (--worker-urls): {e}") from None
-    read_keys(config.serve.api_key_file, "serve.api_key_file (--api-key-file)")
-    read_keys(config.serve.admin_key_file, "serve.admin_key_file (--admin-key-file)")
+    parse_urls(config.fleet.worker_urls)
+    read_all_keys(config)
     tree = msgspec.to_builtins(config)
     print(json.dumps(tree, indent=2) if args.json else _toml(tree), end="\n" if args.json else "")
     return 0

@@ -117,7 +117,8 @@ class Collector:
     """All metrics of one process. learner: None when the policy does not learn."""
 
     def __init__(self, version: str, proxy: Any) -> None:
-        """proxy: has context, router, fleet, learner (None: nothing is learned) and incidents."""
+        """proxy: has context, router, fleet, learner (None: nothing is learned),
+        incidents and reloads."""
         self._version = version
         self._proxy = proxy
 
@@ -134,6 +135,12 @@ class Collector:
             "Failures outside requests: refused weights, a raising learner, a failed task.",
             dict(proxy.incidents),
             ("kind",),
+        )
+        yield _counter(
+            "lodestar_reloads",
+            "Configurations read again on SIGHUP, by what became of them.",
+            {outcome: proxy.reloads.get(outcome, 0) for outcome in ("applied", "refused")},
+            ("outcome",),
         )
         yield _gauge(
             "lodestar_build_info",

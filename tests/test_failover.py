@@ -1,4 +1,4 @@
-"""When engines fail: the retry budget, busy marks, half-open probes, engines that are gone, keys."""
+"""When engines fail: retry budget, busy marks, half-open probes, engines that are gone, keys."""
 
 from __future__ import annotations
 

@@ -93,6 +93,7 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         fleet=SimpleNamespace(all=[instance(i) for i in range(instances)]),
         learner=SimpleNamespace(status=lambda: status) if learner else None,
         incidents={"learner": 1} if busy else {},
+        reloads={"refused": 2} if busy else {},
     )
 
 

@@ -75,16 +75,16 @@ class Admin:
         self.collector = collector
         self._fleet = fleet
         self._status = status
-        self._keys = keys
+        self.keys = keys
 
     def check(self, headers: dict[bytes, bytes], peer: str) -> None:
         """Raise Refused unless this peer may ask."""
         if b"origin" in headers:
             raise Refused(403, "requests from web pages are not answered")
-        if self._keys is not None:
+        if self.keys is not None:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             # Each key is compared, so that the time does not tell which was near.
-            matches = [hmac.compare_digest(key, given.strip()) for key in self._keys]
+            matches = [hmac.compare_digest(key, given.strip()) for key in self.keys]
             if scheme.lower() != b"bearer" or not any(matches):
                 raise Refused(401, "a key of --admin-key-file is needed: Authorization: Bearer KEY")
         elif not _is_loopback(peer):

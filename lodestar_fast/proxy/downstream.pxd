@@ -30,7 +30,7 @@ cdef class Downstream(Client):
     cdef list early  # bytes that came before their turn
     cdef Py_ssize_t early_bytes
     cdef bint reading_paused
-    cdef Py_ssize_t unsent  # bytes that the transport held when the client was last looked at
+    cdef Py_ssize_t _unsent  # bytes that the transport held when the client was last looked at
     cdef bint consuming  # within _consume(), further up the stack
 
     cdef int _turn_away(self) except -1

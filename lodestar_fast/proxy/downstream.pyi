@@ -16,6 +16,9 @@ class Downstream:
     @property
     def blocked(self) -> bool:
         """The client does not take what was sent to it; its engine is not read meanwhile."""
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that the kernel has not taken yet."""
     def connection_made(self, transport: BaseTransport) -> None: ...
     def data_received(self, data: bytes) -> None: ...
     def eof_received(self) -> bool: ...

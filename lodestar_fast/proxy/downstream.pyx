@@ -49,6 +49,10 @@ cdef class Downstream(Client):
     def busy(self):
         return self.exchange.state_ != IDLE or self.parser.begun() or self.blocked
 
+    @property
+    def unsent(self):
+        return self.transport.get_write_buffer_size()
+
     # -- called by the loop --
 
     def connection_made(self, transport):
@@ -111,7 +115,7 @@ cdef class Downstream(Client):
         if self.phase == CLOSED:
             return
         self.blocked = blocked
-        self.unsent = self.transport.get_write_buffer_size()
+        self._unsent = self.transport.get_write_buffer_size()
         try:
             if self.exchange.state_ != IDLE:
                 self.exchange.client_blocked(blocked)
@@ -237,7 +241,7 @@ cdef class Downstream(Client):
     cdef void _begin_closing(self):
         """Whatever is still queued goes out, but not for ever."""
         self.phase = CLOSING
-        self.unsent = self.transport.get_write_buffer_size()
+        self._unsent = self.transport.get_write_buffer_size()
         self.deadline = monotonic() + self.context.limits.write_timeout
 
     # -- called by the sweep --
@@ -256,9 +260,9 @@ cdef class Downstream(Client):
         if not self.blocked and self.phase != CLOSING:
             return False
         unsent = self.transport.get_write_buffer_size()
-        if unsent >= self.unsent:
+        if unsent >= self._unsent:
             return False
-        self.unsent = unsent
+        self._unsent = unsent
         self.deadline = now + self.context.limits.write_timeout
         return True
 

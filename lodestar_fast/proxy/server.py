@@ -31,18 +31,21 @@ from lodestar_fast.core.router import Router
 from lodestar_fast.errors import BlobError, ConfigError
 from lodestar_fast.learner import Learner, tick
 from lodestar_fast.metrics import Collector
-from lodestar_fast.proxy import admin, health, scrape
+from lodestar_fast.proxy import admin, health, reload, scrape
 from lodestar_fast.proxy.context import Context
 from lodestar_fast.proxy.downstream import Downstream
 from lodestar_fast.proxy.fleet import Fleet
-from lodestar_fast.proxy.keys import read_keys
+from lodestar_fast.proxy.reload import Keys, parse_urls, read_all_keys
 from lodestar_fast.proxy.upstream import Pool
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 4096  # the kernel takes the least of this and net.core.somaxconn
+# Files, the loop, listeners, the admin port's clients, two probes an engine and kept connections.
+_OTHER_DESCRIPTORS = 192
 _TICK = 1.0  # seconds between exchanges with the learner
 _DRAIN_LOOK = 0.02  # seconds between looks at what still runs
+_LAST_WORDS = 0.1  # seconds for clients to take what they are told at the end of the drain grace
 _COMPLAINT = 60.0  # seconds between log lines about one trouble that goes on
 _JSON = b"application/json"
 
@@ -65,14 +68,10 @@ class Proxy:
         self.clock = clock
         self.learner: Learner | None = None
         self.incidents: Counter[str] = Counter()
-        self.context = Context(
-            router,
-            config.limits,
-            clock,
-            policy_name=router.policy.name,
-            explain=serve.explain_headers,
-            api_keys=read_keys(serve.api_key_file, "serve.api_key_file (--api-key-file)"),
-        )
+        self.reloads: Counter[str] = Counter()
+        keys = read_all_keys(config)
+        parse_urls(config.fleet.worker_urls)
+        self.context = Context(router, config.limits, clock, policy_name=router.policy.name)
         self.context.local = self.answer
         self.fleet = Fleet(self.context, config.fleet, router, clock, Pool, self.incidents)
         for url in config.fleet.worker_urls:
@@ -84,9 +83,32 @@ class Proxy:
             self.fleet,
             Collector(__version__, self),
             self.learner_status,
-            read_keys(serve.admin_key_file, "serve.admin_key_file (--admin-key-file)"),
+            keys.admins,
         )
         self._complained: dict[str, float] = {}
+        self.use(keys)
+
+    def use(self, keys: Keys) -> None:
+        """Put these keys and the settings in self.config to use."""
+        serve, limits = self.config.serve, self.config.limits
+        self.context.reconfigure(
+            limits, serve.explain_headers, keys.clients, keys.engine, serve.forward_client_key
+        )
+        if not limits.max_connections:
+            self.context.max_connections = _connections()
+        self.admin.keys = keys.admins
+        self.fleet.config = self.config.fleet
+        self.fleet.engine_key = keys.engine
+
+    def read_again(self, read: Callable[[], Config]) -> None:
+        """On SIGHUP. A configuration with a mistake is reported, and changes nothing."""
+        try:
+            reload.apply(self, read())
+        except ConfigError as e:
+            self.reloads["refused"] += 1
+            log.error("configuration refused, nothing changed: %s", e)
+        else:
+            self.reloads["applied"] += 1
 
     def learner_status(self) -> dict[str, Any]:
         """GET /admin/model."""
@@ -141,6 +163,8 @@ class Proxy:
             await asyncio.sleep(_DRAIN_LOOK)
         if left := len(self.context.connections):
             log.warning("drain grace is over: %d connections cut", left)
+            self.context.stop_all()
+            await asyncio.sleep(_LAST_WORDS)
         self.context.abort_all()
 
     async def close(self) -> None:
@@ -181,6 +205,14 @@ def _address(server: asyncio.Server) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _connections() -> int:
+    """Clients that the descriptors suffice for, if each has a request on an engine."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 20
+    return max((soft - _OTHER_DESCRIPTORS) // 2, 1)
+
+
 def _raise_descriptor_limit() -> None:
     """A request in flight takes two descriptors, and the usual soft limit is 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -195,10 +227,12 @@ async def serve(
     start_learner: Callable[[], Learner] | None,
     clock: Clock,
     announce: Callable[[str, str], None] | None = None,
+    read_again: Callable[[], Config] | None = None,
 ) -> None:
     """Run until a signal says to stop. Raises ConfigError if it cannot start.
 
-    announce(data address, admin address): called once both ports listen.
+    announce(data address, admin address): called once both ports listen. read_again(): the
+    configuration as it is now, on SIGHUP; may raise ConfigError.
     """
     _raise_descriptor_limit()
     proxy = Proxy(config, router, clock)
@@ -209,11 +243,13 @@ async def serve(
         if stop.is_set():
             log.warning("%s again: ending at once", number.name)
             os._exit(128 + number)
-        log.info("%s: draining for %g s at most", number.name, config.serve.drain_grace)
+        log.info("%s: draining for %g s at most", number.name, proxy.config.serve.drain_grace)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    if read_again is not None:
+        loop.add_signal_handler(signal.SIGHUP, proxy.read_again, read_again)
 
     at = config.serve
     data_server = await _listen(
