@@ -13,14 +13,13 @@ import logging
 
 from lodestar_fast.proxy.context cimport Context, Reserve
 from lodestar_fast.proxy.parse_response cimport ResponseParser
-from lodestar_fast.proxy.wire cimport Buffer, descriptor, emit, monotonic
+from lodestar_fast.proxy.wire cimport Buffer, descriptor, emit, emit_two, monotonic
 
 log = logging.getLogger("lodestar.proxy")
 
-# Bodies up to this are copied behind the head and written with it: one send, and cheaper than two
-# pieces. Longer ones go as two pieces of one writev.
+# Bodies up to this are copied behind the head, which is cheaper than two pieces of one message.
 cdef enum:
-    JOIN = 65536
+    JOIN = 4096
 
 
 cdef class Receiver:
@@ -65,10 +64,9 @@ cdef class Upstream:
         if len(body) <= JOIN:
             out.put_bytes(body)
             self._queued = emit(self.transport, self._fd, self._queued, out.data, out.size)
-            out.clear()
         else:
-            self.transport.writelines((out.take(), body))
-            self._queued = True
+            self._queued = emit_two(self.transport, self._fd, self._queued, out, body)
+        out.clear()
         return 0
 
     cdef void release(self):

@@ -5,6 +5,9 @@ from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 
+cdef class Buffer
+
+
 cdef inline double monotonic() noexcept nogil:
     """Seconds on the axis of time.monotonic(); 22 ns, against 40 through Python."""
     cdef timespec t
@@ -16,6 +19,7 @@ cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil
 cdef int put_hex(char* end, uint64_t n, int least) noexcept nogil
 cdef Py_ssize_t length_of(const char* p, Py_ssize_t n) noexcept nogil
 cdef bint emit(transport, int fd, bint queued, const char* p, Py_ssize_t n) except -1
+cdef bint emit_two(transport, int fd, bint queued, Buffer head, bytes body) except -1
 cdef int descriptor(transport) except -2
 
 

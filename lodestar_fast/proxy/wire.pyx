@@ -1,12 +1,19 @@
 """Small things the data path needs everywhere: precise time, a byte buffer, ASCII comparison."""
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 cdef extern from "<sys/socket.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
     ssize_t send(int fd, const void* p, size_t n, int flags)
+    ssize_t sendmsg(int fd, const msghdr* message, int flags)
     enum:
         MSG_DONTWAIT
         MSG_NOSIGNAL
@@ -67,6 +74,28 @@ cdef bint emit(transport, int fd, bint queued, const char* p, Py_ssize_t n) exce
         if sent == n:
             return False
     transport.write(PyBytes_FromStringAndSize(p + sent, n - sent))
+    return True
+
+
+cdef bint emit_two(transport, int fd, bint queued, Buffer head, bytes body) except -1:
+    """emit() for a head and a body that is too long to be copied behind it."""
+    cdef iovec parts[2]
+    cdef msghdr message
+    cdef Py_ssize_t sent = 0
+    if queued:
+        queued = transport.get_write_buffer_size() > 0
+    if not queued and fd >= 0:
+        parts[0].iov_base, parts[0].iov_len = head.data, head.size
+        parts[1].iov_base, parts[1].iov_len = PyBytes_AS_STRING(body), len(body)
+        memset(&message, 0, sizeof(message))
+        message.msg_iov, message.msg_iovlen = parts, 2
+        sent = max(0, sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT))
+        if sent == head.size + len(body):
+            return False
+    if sent < head.size:
+        transport.writelines((head.data[sent:head.size], body))
+    else:
+        transport.write(memoryview(body)[sent - head.size:])
     return True
 
 
