@@ -1,5 +1,6 @@
 # Two commands for everyone: `make demo` and `make test`. Each sets itself up in .venv.
-#   build   demo   test   check   bench   bench-compare   lint   types   format   fuzz   debug   annotate   clean
+#   build   demo   test   test-real   soak   check   bench   bench-compare   lint   types   format
+#   fuzz   debug   annotate   clean
 # ARGS="..." goes to the program behind the verb.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 NATIVE := $(shell find csrc lodestar_fast -name '*.[ch]' -path 'csrc/*' -o -name '*.pyx' -o -name '*.pxd')
 SOURCE := pyproject.toml setup.py constraints.txt Makefile $(NATIVE)
 
-.PHONY: build demo test check bench bench-compare lint types format fuzz debug annotate clean
+.PHONY: build demo test test-real check soak bench bench-compare lint types format fuzz debug annotate clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -39,6 +40,20 @@ demo: build
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests $(ARGS)
+
+# Two real vLLM (CPU build) and the openai client; five minutes, and more to install it all the
+# first time. What is there already can be used: make test-real REAL_VENV=... REAL_MODEL=...
+REAL_VENV  ?= .venv-real
+REAL_MODEL ?= $(REAL_VENV)/model
+
+test-real: $(VENV)/.dev
+	$(BIN)/python tests/real/install.py $(REAL_VENV) $(REAL_MODEL)
+	REAL_VENV=$(REAL_VENV) REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest tests/real/real_engines.py --timeout=900 $(ARGS)
+
+# Fuzz, leaks, rolling restarts, overload: minutes, with figures.
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.soak.fuzz
+	$(BIN)/python -m tests.soak.traffic $(ARGS)
 
 # The gate before a change is proposed.
 check: lint types test

@@ -1,0 +1,136 @@
+"""Two real vLLM on one core each, and a router before them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+
+from tests.fake_engine import free_port
+
+START = 300.0  # seconds an engine may take to be healthy; 26 to 53 on two cores
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+class Engine:
+    """`vllm serve`, started when made; on one core, with a KV cache of 12,288 tokens."""
+
+    def __init__(self, venv: Path, model: Path, core: int, log: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._command = [
+            *("nice", str(venv / "bin/vllm"), "serve", str(model)),
+            *("--served-model-name", "tiny", "--load-format", "dummy", "--enforce-eager"),
+            *("--host", "127.0.0.1", "--port", str(self.port), "--max-model-len", "8192"),
+            *("--max-num-seqs", "8", "--block-size", "32", "--num-gpu-blocks-override", "384"),
+            "--enable-prompt-tokens-details",
+        ]
+        path = f"{venv / 'bin'}:{os.environ['PATH']}"
+        self._env = os.environ | {
+            "PATH": path,
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": str(core),
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        self._log = log
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # its processes end together
+            )
+
+    def wait(self) -> None:
+        """Until it is healthy. Raises AssertionError if it ends before, or never is."""
+        until = time.monotonic() + START
+        while time.monotonic() < until:
+            assert self._process.poll() is None, self._log.read_text()[-2000:]
+            with contextlib.suppress(OSError):
+                get(self.url + "/health")
+                return
+            time.sleep(0.3)
+        raise AssertionError(f"{self.url} is not healthy after {START:g} s")
+
+    def terminate(self) -> None:
+        """SIGTERM to the server, as an orchestrator does."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def running(self) -> float:
+        """Requests that it says it runs."""
+        page = get(self.url + "/metrics")
+        values = [
+            line.rpartition(" ")[2]
+            for line in page.splitlines()
+            if line.startswith("vllm:num_requests_running{")
+        ]
+        return sum(map(float, values))
+
+
+class Router:
+    """`lodestar serve` before the engines."""
+
+    def __init__(self, engines: list[Engine], log: Path, *options: str) -> None:
+        with log.open("ab") as err:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "lodestar_fast", "serve", "--host", "127.0.0.1"),
+                    *("--port", "0", "--admin-port", "0", "--explain-headers", *options),
+                    *("--worker-urls", *(engine.url for engine in engines)),
+                ],
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+            )
+        assert self._process.stdout
+        words = self._process.stdout.readline().split()
+        assert words[:1] == ["listening"], log.read_text()
+        self.url, self.admin = ("http://" + word.partition("=")[2] for word in words[1:])
+
+    def __enter__(self) -> Router:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        self._process.wait(60)
+
+    def healthy(self) -> int:
+        """Engines that it takes for healthy."""
+        workers = json.loads(get(self.admin + "/workers"))["workers"]
+        return sum(worker["healthy"] for worker in workers)
+
+    def until_healthy(self, n: int) -> None:
+        until = time.monotonic() + START
+        while self.healthy() != n:
+            assert time.monotonic() < until, f"{self.healthy()} engines healthy, not {n}"
+            time.sleep(0.1)

@@ -1,0 +1,366 @@
+"""Long runs of the whole program before simulated engines, with figures.
+
+    python -m tests.soak.traffic [leak streams rolling drain overload]
+
+Prints a line a scenario; ends with status 1 if one did not hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import uvloop
+
+from tests.fake_engine import free_port
+from tests.test_server import Lodestar, request
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Engine:
+    """`lodestar engine` on a port that it keeps over restarts."""
+
+    def __init__(self, speedup: float) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._speedup = speedup
+
+    async def start(self) -> Engine:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "lodestar_fast", "engine", "--port", str(self.port)),
+            *("--speedup", str(self._speedup), "--model", "m"),
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        while True:
+            try:
+                await request(self.port, "GET /health")
+                return self
+            except OSError:
+                await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        self._process.kill()
+        await self._process.wait()
+
+
+class Bed:
+    """A router before engines."""
+
+    def __init__(self, engines: list[Engine], lodestar: Lodestar) -> None:
+        self.engines = engines
+        self.lodestar = lodestar
+
+    @classmethod
+    async def start(cls, engines: int, speedup: float, *options: str) -> Bed:
+        them = [await Engine(speedup).start() for _ in range(engines)]
+        urls = [engine.url for engine in them]
+        quick = ("--health-check-interval", "0.2", "--log-level", "error")
+        lodestar = await Lodestar.start("--worker-urls", *urls, *quick, *options)
+        bed = cls(them, lodestar)
+        await bed.healthy(engines)
+        return bed
+
+    async def healthy(self, n: int) -> None:
+        wanted = b'"healthy":true'
+        await self.lodestar.until(
+            "/workers", lambda _, text: text.count(wanted) == n, self.lodestar.admin
+        )
+
+    async def stop(self) -> None:
+        if self.lodestar.process.returncode is None:
+            self.lodestar.process.kill()
+            await self.lodestar.end()
+        for engine in self.engines:
+            await engine.stop()
+
+    def memory(self) -> float:
+        """Resident MB of the router."""
+        pages = Path(f"/proc/{self.lodestar.process.pid}/statm").read_text().split()[1]
+        return int(pages) * PAGE / 1e6
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.lodestar.process.pid}/fd"))
+
+
+def body_of(rng: random.Random, stream: bool, tokens: int = 8, prompt: int = 200) -> bytes:
+    text = f"{rng.randrange(50)} " * prompt + str(rng.random())
+    return json.dumps(
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": text}],
+            "stream": stream,
+            "max_tokens": tokens,
+        }
+    ).encode()
+
+
+class Client:
+    """One kept-alive connection, opened when needed."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._writer: asyncio.StreamWriter | None = None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+            self._writer = None
+
+    async def ask(self, body: bytes, path: str = "/v1/chat/completions") -> tuple[str, bytes]:
+        """The outcome ("200", "503", ..., "cut") and the answer's body."""
+        if self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writer.write(
+            f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        try:
+            head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+            text = b""
+            if b"chunked" in head:
+                while size := int(await self._reader.readuntil(b"\r\n"), 16):
+                    text += (await self._reader.readexactly(size + 2))[:-2]
+                await self._reader.readexactly(2)
+            else:
+                length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
+                text = await self._reader.readexactly(length)
+        except (asyncio.IncompleteReadError, OSError):
+            self.close()
+            return "cut", b""
+        if b"connection: close" in head:
+            self.close()
+        return head.split(b" ")[1].decode(), text
+
+
+async def many(
+    count: int, at_once: int, one: Callable[[Client, int], Awaitable[None]], port: int
+) -> None:
+    """one(client, i) for each i below count, at_once of them at a time."""
+    numbers = iter(range(count))
+
+    async def work() -> None:
+        client = Client(port)
+        for i in numbers:
+            await one(client, i)
+        client.close()
+
+    await asyncio.gather(*(work() for _ in range(at_once)))
+
+
+async def leak() -> bool:
+    """20,000 mixed requests: plain, streams, refused, left early; memory and descriptors after."""
+    bed = await Bed.start(3, 100.0, "--policy", "lmetric", "--index-bytes", "4194304")
+    seen: Counter[str] = Counter()
+
+    async def one(client: Client, i: int) -> None:
+        rng = random.Random(i)
+        kind = rng.random()
+        if kind < 0.05:
+            task = asyncio.ensure_future(client.ask(body_of(rng, True, 200)))
+            await asyncio.sleep(rng.random() * 0.02)
+            task.cancel()
+            client.close()
+            seen["left"] += 1
+            return
+        if kind < 0.1:
+            outcome, _ = await client.ask(b"{", rng.choice(("/v1/completions", "/nowhere")))
+        else:
+            outcome, _ = await client.ask(body_of(rng, kind < 0.5))
+        seen[outcome] += 1
+
+    try:
+        base = bed.descriptors()
+        await many(6000, 16, one, bed.lodestar.data)
+        before = bed.memory()
+        await many(20_000, 16, one, bed.lodestar.data)
+        await asyncio.sleep(5)
+        after, left = bed.memory(), bed.descriptors() - base
+        print(
+            f"leak: 20,000 requests after 6,000, {dict(seen)}; {before:.1f} -> {after:.1f} MB, "
+            f"{left:+d} descriptors",
+            flush=True,
+        )
+        return after - before < 16 and left <= 70 and set(seen) <= {"200", "400", "404", "left"}
+    finally:
+        await bed.stop()
+
+
+async def streams() -> bool:
+    """500 streams at once."""
+    bed = await Bed.start(4, 1.0, "--policy", "lmetric")
+    done: Counter[str] = Counter()
+    most = 0.0
+
+    async def one(client: Client, i: int) -> None:
+        outcome, text = await client.ask(body_of(random.Random(i), True, 40, 20))
+        done[outcome + (" whole" if text.endswith(b"data: [DONE]\n\n") else " cut")] += 1
+
+    async def look() -> None:
+        nonlocal most
+        while True:
+            most = max(most, bed.memory())
+            await asyncio.sleep(0.1)
+
+    try:
+        looking = asyncio.ensure_future(look())
+        await many(500, 500, one, bed.lodestar.data)
+        looking.cancel()
+        print(f"streams: 500 at once, {dict(done)}, at most {most:.0f} MB", flush=True)
+        return done == {"200 whole": 500} and most < 150
+    finally:
+        await bed.stop()
+
+
+async def rolling() -> bool:
+    """4,000 requests while each of 4 engines is drained, restarted and taken in again, and then
+    killed and restarted without a word, as only answers in one piece can bear."""
+    bed = await Bed.start(4, 20.0, "--policy", "lmetric")
+    done: Counter[str] = Counter()
+    restarts = 0
+    streaming = True
+
+    async def one(client: Client, i: int) -> None:
+        outcome, _ = await client.ask(body_of(random.Random(i), streaming, 16))
+        done[outcome] += 1
+
+    async def roll() -> None:
+        nonlocal restarts, streaming
+        admin = bed.lodestar.admin
+        _, text = await request(admin, "GET /workers")
+        ids = {worker["url"]: worker["id"] for worker in json.loads(text)["workers"]}
+        for engine in bed.engines:
+            await request(admin, f"POST /workers/{ids[engine.url]}/drain")
+            await bed.lodestar.until(
+                f"/workers/{ids[engine.url]}", lambda _, text: b'"inflight":0' in text, admin
+            )
+            await engine.stop()
+            await engine.start()
+            await request(admin, "POST /workers", json.dumps({"url": engine.url}).encode())
+            await bed.healthy(4)
+            restarts += 1
+        streaming = False
+        await asyncio.sleep(2)
+        for engine in bed.engines:
+            await engine.stop()
+            await asyncio.sleep(0.5)
+            await engine.start()
+            await bed.healthy(4)
+            restarts += 1
+
+    try:
+        rolls = asyncio.ensure_future(roll())
+        while not rolls.done() or done.total() < 4000:
+            await many(500, 12, one, bed.lodestar.data)
+        await rolls
+        failed = done.total() - done["200"]
+        print(
+            f"rolling: {restarts} restarts, {failed} failed of {done.total()} {dict(done)}",
+            flush=True,
+        )
+        return failed == 0
+    finally:
+        await bed.stop()
+
+
+async def drain() -> bool:
+    """SIGTERM with 20 streams under way."""
+    bed = await Bed.start(2, 1.0, "--policy", "lmetric", "--drain-grace", "60")
+    done: Counter[str] = Counter()
+
+    async def one(client: Client, i: int) -> None:
+        outcome, text = await client.ask(body_of(random.Random(i), True, 100, 20))
+        done[outcome + (" whole" if text.endswith(b"data: [DONE]\n\n") else " cut")] += 1
+
+    try:
+        running = asyncio.ensure_future(many(20, 20, one, bed.lodestar.data))
+        await bed.lodestar.until(
+            "/workers",
+            lambda _, text: sum(w["inflight"] for w in json.loads(text)["workers"]) == 20,
+            bed.lodestar.admin,
+        )
+        start = time.monotonic()
+        bed.lodestar.process.send_signal(signal.SIGTERM)
+        late = "served"
+        await asyncio.sleep(0.2)
+        try:
+            late = (await Client(bed.lodestar.data).ask(body_of(random.Random(0), False)))[0]
+        except OSError:
+            late = "refused"
+        await running
+        code, _ = await bed.lodestar.end()
+        took = time.monotonic() - start
+        print(f"drain: {dict(done)} of 20, late {late}, exit {code} in {took:.1f} s", flush=True)
+        return done == {"200 whole": 20} and late in ("refused", "503") and code == 0
+    finally:
+        await bed.stop()
+
+
+async def overload() -> bool:
+    """Three times what the engines can take, with a cap on each and a short queue."""
+    cap, engines = 4, 2
+    options = ("--max-engine-requests", str(cap), "--queue-size", "2", "--queue-timeout", "1")
+    bed = await Bed.start(engines, 1.0, "--policy", "lmetric", *options)
+    took: dict[str, list[float]] = {}
+
+    async def one(client: Client, i: int) -> None:
+        start = time.monotonic()
+        outcome, _ = await client.ask(body_of(random.Random(i), False, 20, 20))
+        took.setdefault(outcome, []).append(time.monotonic() - start)
+
+    def p99(outcome: str) -> float:
+        times = sorted(took.get(outcome, [0.0]))
+        return times[int(len(times) * 0.99)]
+
+    try:
+        start = time.monotonic()
+        await many(200, cap * engines, one, bed.lodestar.data)
+        rate = 200 / (time.monotonic() - start)
+        calm = p99("200")
+        took.clear()
+        tasks = []
+        start = time.monotonic()
+        for i in range(int(rate * 3 * 5)):
+            await asyncio.sleep(max(0.0, start + i / (3 * rate) - time.monotonic()))
+            tasks.append(asyncio.ensure_future(one(Client(bed.lodestar.data), i)))
+        await asyncio.gather(*tasks)
+        counts = {outcome: len(times) for outcome, times in took.items()}
+        busy, shed = p99("200"), p99("503")
+        await asyncio.sleep(1)
+        took.clear()
+        await many(20, 4, one, bed.lodestar.data)
+        print(
+            f"overload: 3 x {rate:.0f}/s, {counts}; p99 accepted {busy:.2f} s, calm {calm:.2f} s, "
+            f"shed {shed * 1e3:.0f} ms; after 1 s {p99('200'):.2f} s",
+            flush=True,
+        )
+        return set(counts) <= {"200", "503"} and busy < 2 * calm and set(took) == {"200"}
+    finally:
+        await bed.stop()
+
+
+SCENARIOS = {each.__name__: each for each in (leak, streams, rolling, drain, overload)}
+
+
+def main() -> int:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
+    names = sys.argv[1:] or list(SCENARIOS)
+    held = {name: uvloop.run(SCENARIOS[name]()) for name in names}
+    for name in names:
+        print(name, "holds" if held[name] else "DOES NOT HOLD")
+    return 0 if all(held.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
