@@ -61,6 +61,8 @@ cdef class Context:
     cdef public dict instances
     cdef public object local
     cdef public Counters counters
+    cdef bytearray read_buffer  # what any connection reads into; valid until its call returns
+    cdef char* read_bytes  # the bytes of read_buffer
     cdef readonly set connections
     cdef set reserves
     cdef public bint draining

@@ -20,6 +20,7 @@ from lodestar_fast.proxy.parse_request cimport RequestParser
 log = logging.getLogger("lodestar.proxy")
 
 SWEEP = 0.25  # seconds between sweeps, so the most that a timeout is late
+READ = 262144  # bytes taken by one read at most
 MOST_MODELS = 1024  # names remembered between sweeps; clients invent them
 MOST_BUSY = 10.0  # seconds at most that an engine's Retry-After keeps requests from it
 UNBOUNDED = 1 << 40
@@ -85,6 +86,8 @@ cdef class Context:
         self.busy = {}
         self.local = None
         self.counters = Counters()
+        self.read_buffer = bytearray(READ)
+        self.read_bytes = self.read_buffer
         self.connections = set()
         self.reserves = set()
         self._waiting = Waiting()

@@ -35,7 +35,7 @@ cdef class Downstream(Client):
 
     cdef int _turn_away(self) except -1
     cdef bint _takes_some(self, double now) except -1
-    cdef int _consume(self, bytes data) except -1
+    cdef int _consume(self, const char* p, Py_ssize_t n) except -1
     cdef int _await_more(self) except -1
     cdef int _keep_early(self, bytes data) except -1
     cdef int _go_on(self) except -1

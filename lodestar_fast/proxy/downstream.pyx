@@ -79,15 +79,19 @@ cdef class Downstream(Client):
         self.transport.close()
         return 0
 
-    def data_received(self, bytes data):
+    def get_buffer(self, sizehint):
+        return self.context.read_buffer
+
+    def buffer_updated(self, Py_ssize_t n):
+        cdef const char* p = self.context.read_bytes
         if self.phase != OPEN:
             return
         try:
             # Behind a request that runs, or answers that are not taken, it is too early.
             if self.exchange.state_ > BODY or self.blocked:
-                self._keep_early(data)
+                self._keep_early(p[:n])
             else:
-                self._consume(data)
+                self._consume(p, n)
         except Exception as e:
             self.exchange.on_crash(e)
 
@@ -128,7 +132,7 @@ cdef class Downstream(Client):
 
     # -- requests --
 
-    cdef int _consume(self, bytes data) except -1:
+    cdef int _consume(self, const char* p, Py_ssize_t n) except -1:
         """Parse, and begin each request as it is complete, until one is not answered at once."""
         cdef RequestParser parser = self.parser
         cdef bytes body
@@ -136,11 +140,11 @@ cdef class Downstream(Client):
         cdef Py_ssize_t before
         self.consuming = True
         try:
-            while at < len(data) and self.phase == OPEN:
+            while at < n and self.phase == OPEN:
                 if self.exchange.state_ > BODY or self.blocked:
-                    return self._keep_early(data[at:])
+                    return self._keep_early(p[at:n])
                 before = at
-                at = parser.feed(data, at)
+                at = parser.feed(p, at, n)
                 if self.exchange.state_ == BODY and not self.exchange.hold(
                     self.exchange.held + at - before
                 ):
@@ -193,7 +197,7 @@ cdef class Downstream(Client):
         if self.reading_paused:
             self.reading_paused = False
             self.transport.resume_reading()
-        return self._consume(data)
+        return self._consume(data, len(data))
 
     # -- used by the exchange --
 

@@ -25,8 +25,8 @@ cdef class Parser:
 
     cdef int _start(self) except -1
     cdef void close(self)
-    cdef Fed _execute(self, bytes data, Py_ssize_t at, Py_ssize_t end) except *
-    cdef Fed _execute_callbacks(self, bytes data, Py_ssize_t at, Py_ssize_t end) except *
+    cdef Fed _execute(self, const char* p, Py_ssize_t n) except *
+    cdef Fed _execute_callbacks(self, const char* p, Py_ssize_t n) except *
     cdef bint _is_old(self) except -1
     cdef bint _known_version(self) except -1
     cdef bint _persistent(self) except -1

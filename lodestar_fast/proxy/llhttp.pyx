@@ -18,7 +18,6 @@ import httptools
 from httptools.parser import parser as _extension
 
 from cpython.buffer cimport PyBUF_READ
-from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.string cimport memset
 
@@ -142,12 +141,12 @@ cdef class Parser:
         """Break the cycle with httptools, which holds our methods."""
         self._http = None
 
-    cdef Fed _execute(self, bytes data, Py_ssize_t at, Py_ssize_t end) except *:
-        """Feed data[at:end]. What is found in it is told to the methods below meanwhile."""
+    cdef Fed _execute(self, const char* p, Py_ssize_t n) except *:
+        """Feed n bytes. What is found in them is told to the methods below meanwhile."""
         cdef int error
         if self._http is not None:
-            return self._execute_callbacks(data, at, end)
-        error = lib.execute(self._machine.state, PyBytes_AS_STRING(data) + at, end - at)
+            return self._execute_callbacks(p, n)
+        error = lib.execute(self._machine.state, p, n)
         if error == 0:
             return FED
         pending()
@@ -157,14 +156,9 @@ cdef class Parser:
         self._complaint = lib.get_error_reason(self._machine.state).decode("latin-1")
         return MALFORMED
 
-    cdef Fed _execute_callbacks(self, bytes data, Py_ssize_t at, Py_ssize_t end) except *:
+    cdef Fed _execute_callbacks(self, const char* p, Py_ssize_t n) except *:
         try:
-            if at == 0 and end == len(data):
-                self._http.feed_data(data)
-            else:
-                self._http.feed_data(
-                    PyMemoryView_FromMemory(PyBytes_AS_STRING(data) + at, end - at, PyBUF_READ)
-                )
+            self._http.feed_data(PyMemoryView_FromMemory(<char*> p, n, PyBUF_READ))
         except httptools.HttpParserUpgrade:
             return UPGRADED
         except httptools.HttpParserCallbackError as e:
@@ -316,7 +310,7 @@ cdef class Probe(Parser):
         """What is told of the data, as a list."""
         cdef Fed fed
         self.data = data
-        fed = self._execute(data, 0, len(data))
+        fed = self._execute(data, len(data))
         if fed == MALFORMED:  # httptools tells of a field when the next one comes, or never
             self.trace = [entry for entry in self.trace if entry[0] not in ("name", "value")]
         return [*self.trace, (<int> fed, self._complaint)]

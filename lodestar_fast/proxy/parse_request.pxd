@@ -41,11 +41,11 @@ cdef class RequestParser(Parser):
 
     cdef void reset(self)
     cdef bint begun(self) noexcept
-    cdef Py_ssize_t feed(self, bytes data, Py_ssize_t at) except -1
+    cdef Py_ssize_t feed(self, const char* p, Py_ssize_t at, Py_ssize_t size) except -1
     cdef bytes take_body(self)
     cdef Py_ssize_t _blank_line(self, const char* p, Py_ssize_t at, Py_ssize_t size) noexcept
     cdef void _check_line(self, const char* p, Py_ssize_t at, Py_ssize_t end)
-    cdef int _run(self, bytes data, Py_ssize_t at, Py_ssize_t end) except -1
+    cdef int _run(self, const char* p, Py_ssize_t n) except -1
     cdef int _resync(self) except -1
     cdef void _refuse(self, int status, str reason)
     cdef void _check_target(self)

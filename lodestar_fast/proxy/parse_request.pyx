@@ -7,7 +7,6 @@ Host, versions, codings in HTTP/1.0 and sizes are checked here at the end of the
 read and dropped.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING
 from libc.string cimport memchr
 
 from lodestar_fast.errors import InvariantError
@@ -77,29 +76,28 @@ cdef class RequestParser(Parser):
         self._body = []
         return body
 
-    cdef Py_ssize_t feed(self, bytes data, Py_ssize_t at) except -1:
-        """Take one step from data[at]; return the position behind it."""
-        cdef Py_ssize_t size = len(data)
+    cdef Py_ssize_t feed(self, const char* p, Py_ssize_t at, Py_ssize_t size) except -1:
+        """Take one step from p[at] on; return the position behind it. size: of p."""
         cdef Py_ssize_t end
         if self.head_done and self._left >= 0:
             end = at + min(size - at, self._left)
             if end == at:
                 raise InvariantError("the request parser does not end")
             self._left -= end - at
-            self._run(data, at, end)
+            self._run(p + at, end - at)
             return end
-        end = self._blank_line(PyBytes_AS_STRING(data), at, size)
+        end = self._blank_line(p, at, size)
         if not self.head_done:
             self._head_bytes += end - at
             if self._head_bytes > self._max_head:
                 self._refuse(431, f"the request head is longer than {self._max_head} bytes")
                 return end
             if not self._line_done:
-                self._check_line(PyBytes_AS_STRING(data), at, end)
-            self._run(data, at, end)
+                self._check_line(p, at, end)
+            self._run(p + at, end - at)
             return end
         self._wire_bytes += end - at
-        self._run(data, at, end)
+        self._run(p + at, end - at)
         if self._body_bytes > self._max_body:
             self._refuse(413, f"the request body is longer than {self._max_body} bytes")
         elif self._wire_bytes - self._body_bytes > FRAMING + FRAMING_PER_BYTE * self._body_bytes:
@@ -143,8 +141,8 @@ cdef class RequestParser(Parser):
             self._after_blank = p[at] == 32
             at += 1
 
-    cdef int _run(self, bytes data, Py_ssize_t at, Py_ssize_t end) except -1:
-        cdef Fed fed = self._execute(data, at, end)
+    cdef int _run(self, const char* p, Py_ssize_t n) except -1:
+        cdef Fed fed = self._execute(p, n)
         if fed == UPGRADED:
             self._resync()
         elif fed == MALFORMED:
@@ -165,7 +163,7 @@ cdef class RequestParser(Parser):
             head = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % self._left
         self._ignore_head = True
         self._start()
-        self._execute(head, 0, len(head))
+        self._execute(head, len(head))
         self._ignore_head = False
         return 0
 
@@ -300,7 +298,7 @@ cdef class RequestParser(Parser):
     def parse(self, bytes data):
         cdef Py_ssize_t at = 0
         while at < len(data) and not (self.complete or self.status):
-            at = self.feed(data, at)
+            at = self.feed(data, at, len(data))
         return at
 
     def body(self):

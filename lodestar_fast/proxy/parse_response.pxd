@@ -31,5 +31,5 @@ cdef class ResponseParser(Parser):
     cdef Buffer body  # what came of it and was not yet taken
 
     cdef void reset(self)
-    cdef int feed(self, bytes data) except -1
+    cdef int feed(self, const char* p, Py_ssize_t n) except -1
     cdef void _check_head(self)

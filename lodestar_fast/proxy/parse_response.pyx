@@ -54,14 +54,14 @@ cdef class ResponseParser(Parser):
         self.broken = None
         self.body.clear()
 
-    cdef int feed(self, bytes data) except -1:
+    cdef int feed(self, const char* p, Py_ssize_t n) except -1:
         cdef Fed fed
         self.started = True
         if self.head_done:
-            self._wire_bytes += len(data)
+            self._wire_bytes += n
         else:
-            self._head_bytes += len(data)
-        fed = self._execute(data, 0, len(data))
+            self._head_bytes += n
+        fed = self._execute(p, n)
         if fed == UPGRADED:
             self.broken = "an upgrade nobody asked for"
         elif fed == MALFORMED:
@@ -180,5 +180,5 @@ cdef class ResponseParser(Parser):
     # -- for tests --
 
     def parse(self, bytes data):
-        self.feed(data)
+        self.feed(data, len(data))
         return self.fields, self.body.take()

@@ -138,7 +138,10 @@ cdef class Upstream:
         except Exception as e:
             owner.on_crash(e)
 
-    def data_received(self, bytes data):
+    def get_buffer(self, sizehint):
+        return self.pool.context.read_buffer
+
+    def buffer_updated(self, Py_ssize_t n):
         cdef Receiver owner = self.owner
         if owner is None:
             # Nobody asked: an answer to nothing, which would be the next client's.
@@ -147,7 +150,7 @@ cdef class Upstream:
                 self.abort()
             return
         try:
-            self.parser.feed(data)
+            self.parser.feed(self.pool.context.read_bytes, n)
             if self.parser.broken is not None:
                 log.info("instance %s: %s", self.pool.instance.id, self.parser.broken)
                 self._lost("malformed")
