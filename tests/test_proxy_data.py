@@ -215,3 +215,15 @@ def test_every_policy_serves(policy: str) -> None:
         assert rig.outcomes() == {(CHAT, "2xx", "completed"): 120}
 
     test()
+
+
+@with_rig(limits={"max_body_bytes": 1 << 28, "max_inflight_body_bytes": 1 << 29})
+async def test_a_body_larger_than_the_sockets_hold_arrives_whole(rig: Rig) -> None:
+    """What the engine's socket does not take at once is sent by the transport."""
+    text = random.Random(1).randbytes(12 << 20).hex().encode()
+    body = b'{"messages":"%b"}' % text
+    for _ in range(2):
+        client = await rig.client()
+        client.post(body)
+        assert (await client.reply()).status == 200
+        assert (await rig.engines[0].called()).body == body

@@ -154,12 +154,7 @@ cdef class Router:
     # -- the driver's three verbs: hot --
 
     cpdef Decision route(
-        self,
-        prompt,
-        double now,
-        Py_ssize_t prompt_tokens=0,
-        seed=b"",
-        avoid=(),
+        self, prompt, double now, Py_ssize_t prompt_tokens=0, seed=b"", avoid=(),
         bint streaming=True,
     ):
         self.may_change()
