@@ -348,7 +348,8 @@ struct ls_router {
     uint32_t known; /* blocks of the prompt that were seen before, on whatever instance */
     size_t prompt_bytes;
     int streaming;
-    float reference; /* for the sample; a policy may set it, NaN before */
+    uint64_t session; /* the caller's name for whom the request belongs to, hashed; 0: none */
+    float reference;  /* for the sample; a policy may set it, NaN before */
     struct ls_candidate *candidates;
     float *rows; /* n rows of LS_WIDTH */
     uint64_t *hashes;

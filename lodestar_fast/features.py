@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from lodestar_fast.core.router import feature_table, schema_hash
+from lodestar_fast.core.policies import feature_table, schema_hash
 
 if TYPE_CHECKING:
     import numpy as np

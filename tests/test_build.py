@@ -55,7 +55,7 @@ def test_without_numpy_one_warning_and_the_router_goes_on(
     [
         (
             {"policy": "best"},
-            "routing.policy (--policy): no policy `best`; there are: least_request,",
+            "routing.policy (--policy): no policy `best`; there are: cache_aware,",
         ),
         ({"mode": "shadow"}, "routing.mode (--mode): `shadow` is not supported yet"),
         ({"mode": "canary:5"}, "routing.mode (--mode): `canary:5` is not supported yet"),

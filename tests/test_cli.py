@@ -72,7 +72,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--po", "1"], "unrecognized arguments: --po"),
         (["serve", "--port"], "--port: expected one argument"),
         (["serve", "--port", "x"], "--port: `x` is not a value of type int"),
-        (["serve", "--policy", "best"], "no policy `best`; there are: least_request, lmetric"),
+        (["serve", "--policy", "best"], "no policy `best`; there are: cache_aware, dynamo"),
         (["serve", "--mode", "shadow"], "--mode): `shadow` is not supported yet"),
         (["serve", "--mode", "canary:10"], "--mode): `canary:10` is not supported yet"),
         (["serve", "--mode", "maybe"], "--mode): no mode `maybe`; there are: off, on"),

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodestar_fast import features
-from lodestar_fast.core.policies import POLICIES, SIMDS, Lodestar
+from lodestar_fast.core.learned import SIMDS
+from lodestar_fast.core.policies import POLICIES, Lodestar
 from lodestar_fast.errors import BlobError
 from tests.oracle import Array, Model, rows
 

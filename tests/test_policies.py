@@ -118,8 +118,10 @@ def test_the_largest_fleet_fits(make: Callable[[], Policy]) -> None:
 
 def test_the_table_names_every_policy_and_documents_it() -> None:
     assert list(POLICIES) == [
-        *("round_robin", "random", "least_request", "power_of_two"),
-        *("prefix_cache", "lmetric", "lodestar"),
+        *("round_robin", "random", "least_request", "power_of_two", "least_kv"),
+        *("least_prefill_tokens", "least_latency", "throughput", "vllm_dp", "prefix_cache"),
+        *("prefix_threshold", "preble", "cache_aware", "llmd_weighted", "llmd_sticky"),
+        *("session_affinity", "lmetric", "mooncake", "dynamo", "expected_completion", "lodestar"),
     ]
     for name, policy in POLICIES.items():
         text = inspect.getdoc(policy) or ""

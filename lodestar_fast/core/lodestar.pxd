@@ -111,6 +111,7 @@ cdef extern from "lodestar.h" nogil:
 
     struct ls_instance:
         uint8_t used, routable, prefix_caching, reported
+        uint32_t epoch
         uint64_t kv_tokens
         uint64_t prefill_requests, prefill_own, prefill_prompt, decode_requests, decode_context
         ls_speed speed
@@ -159,6 +160,8 @@ cdef extern from "lodestar.h" nogil:
         uint32_t slots
         ls_counters counters
         uint32_t prompt_tokens, blocks, n, known, waiting_samples
+        uint64_t session
+        double now
         float reference
         size_t prompt_bytes
         ls_candidate *candidates

@@ -1,6 +1,6 @@
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint64_t
 
-from lodestar_fast.core.lodestar cimport LS_MAX_INSTANCES, ls_model, ls_router
+from lodestar_fast.core.lodestar cimport ls_router
 
 
 cdef class Candidates:
@@ -11,6 +11,7 @@ cdef class Candidates:
 
     cdef double uniform(self) noexcept
     cdef Py_ssize_t least_inflight(self) noexcept
+    cdef uint64_t session(self) noexcept
     cdef int check(self, Py_ssize_t i) except -1
 
 
@@ -20,35 +21,20 @@ cdef class Policy:
     cdef double forecast(self, Py_ssize_t i) noexcept
 
 
-cdef class RoundRobin(Policy):
-    cdef Py_ssize_t last           # slot of the last choice, -1 before
+# The least of some scores; of equal ones any, at random.
+cdef struct Best:
+    Py_ssize_t i, ties
+    double least
 
 
-cdef class Random(Policy):
-    pass
+cdef inline void start(Best *best) noexcept:
+    best.i, best.ties, best.least = 0, 0, 0
 
 
-cdef class LeastRequest(Policy):
-    pass
-
-
-cdef class PowerOfTwo(Policy):
-    pass
-
-
-cdef class PrefixCache(Policy):
-    pass
-
-
-cdef class Lmetric(Policy):
-    pass
-
-
-cdef class Lodestar(Policy):
-    cdef readonly double margin, load_weight, kv_weight, kv_start
-    cdef ls_model *buffers         # two: one in use, one to load into
-    cdef ls_model *model           # in use; NULL before the first load
-    cdef float seconds[LS_MAX_INSTANCES]
-    cdef uint8_t outside[LS_MAX_INSTANCES]
-
-    cdef double score(self, Candidates c, Py_ssize_t i) noexcept
+cdef inline void offer(Candidates c, Best *best, Py_ssize_t i, double score) noexcept:
+    if best.ties == 0 or score < best.least:
+        best.i, best.ties, best.least = i, 1, score
+    elif score == best.least:
+        best.ties += 1
+        if c.uniform() * best.ties < 1:
+            best.i = i

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
+from lodestar_fast.core.affinity import CacheAware as CacheAware
+from lodestar_fast.core.affinity import LlmdSticky as LlmdSticky
+from lodestar_fast.core.affinity import LlmdWeighted as LlmdWeighted
+from lodestar_fast.core.affinity import Preble as Preble
+from lodestar_fast.core.affinity import PrefixCache as PrefixCache
+from lodestar_fast.core.affinity import PrefixThreshold as PrefixThreshold
+from lodestar_fast.core.affinity import SessionAffinity as SessionAffinity
+from lodestar_fast.core.costs import Dynamo as Dynamo
+from lodestar_fast.core.costs import ExpectedCompletion as ExpectedCompletion
+from lodestar_fast.core.costs import Lmetric as Lmetric
+from lodestar_fast.core.costs import Mooncake as Mooncake
 from lodestar_fast.core.enums import Reason
+from lodestar_fast.core.heuristics import LeastKV as LeastKV
+from lodestar_fast.core.heuristics import LeastLatency as LeastLatency
+from lodestar_fast.core.heuristics import LeastPrefillTokens as LeastPrefillTokens
+from lodestar_fast.core.heuristics import LeastRequest as LeastRequest
+from lodestar_fast.core.heuristics import PowerOfTwo as PowerOfTwo
+from lodestar_fast.core.heuristics import Random as Random
+from lodestar_fast.core.heuristics import RoundRobin as RoundRobin
+from lodestar_fast.core.heuristics import Throughput as Throughput
+from lodestar_fast.core.heuristics import VllmDP as VllmDP
+from lodestar_fast.core.learned import Lodestar as Lodestar
 
 @final
 class Candidates:
@@ -48,39 +69,10 @@ class Policy:
     @property
     def version(self) -> int: ...  # of the weights in use, 0 if none
 
-class RoundRobin(Policy): ...
-class Random(Policy): ...
-class LeastRequest(Policy): ...
-class PowerOfTwo(Policy): ...
-class PrefixCache(Policy): ...
-class Lmetric(Policy): ...
+def feature_table() -> list[tuple[str, str, float, str]]:
+    """The rows of csrc/features.h: (name, unit, scale, help)."""
 
-class Lodestar(Policy):
-    def __init__(
-        self,
-        *,
-        margin: float = 1.10,
-        load_weight: float = 0.005,
-        kv_weight: float = 2.0,
-        kv_start: float = 0.85,
-    ) -> None:
-        """Raises ValueError for a margin below 1 or a negative weight."""
-    @property
-    def margin(self) -> float: ...
-    @property
-    def load_weight(self) -> float: ...
-    @property
-    def kv_weight(self) -> float: ...
-    @property
-    def kv_start(self) -> float: ...
-    def predict(self, rows: Any, seconds: Any, *, simd: str | None = None, repeat: int = 1) -> int:
-        """Score rows of scaled features, outside any decision: for tests, benches, validation.
+def schema_hash() -> int:
+    """64-bit FNV-1a over "name|unit|scale;" of all rows."""
 
-        rows: buffer of float32 [n][WIDTH]; seconds: writable buffer of float32 [n], filled with
-        predicted TTFTs; simd: a key of SIMDS, the best one if None; repeat: so often, for timing.
-        Returns how many rows were out of range. Raises ValueError if sizes differ or there are no
-        weights, KeyError for instructions that this processor lacks.
-        """
-
-SIMDS: dict[str, int]  # what this processor can run of "portable", "avx2"; the last one is used
 POLICIES: dict[str, type[Policy]]

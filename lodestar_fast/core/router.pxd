@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from lodestar_fast.core.lodestar cimport ls_instance, ls_request, ls_router
 from lodestar_fast.core.policies cimport Candidates, Policy
@@ -23,7 +23,8 @@ cdef class Router:
 
     # -- the driver's three verbs --
     cpdef Decision route(
-        self, prompt, double now, Py_ssize_t prompt_tokens=*, seed=*, avoid=*, bint streaming=*)
+        self, prompt, double now, Py_ssize_t prompt_tokens=*, seed=*, avoid=*, bint streaming=*,
+        session=*)
     cpdef observe(
         self, long long ticket, int event, double now, long long tokens=*, long long cached=*)
     cpdef report(
@@ -31,6 +32,7 @@ cdef class Router:
 
     cdef Decision choose(self, const ls_request *request, double now)
     cdef Py_ssize_t ask(self) except -1
+    cdef uint64_t session_key(self, bytes session) except? 0
     cdef int mark_avoided(self, avoid) except -1
     cdef ls_instance *known(self, Py_ssize_t slot) except NULL
     cdef int may_change(self) except -1

@@ -84,12 +84,14 @@ class Router:
         seed: _Buffer = b"",
         avoid: Iterable[int] = (),
         streaming: bool = True,
+        session: bytes | None = None,
     ) -> Decision:
         """Choose an instance and dispatch to it: its counters, its blocks and a ticket are entered.
 
         prompt: the bytes that identify the prefix; prompt_tokens 0: estimated from them.
         seed: what else the engine's cache depends on (model, LoRA, cache_salt), hashed first.
-        avoid: slots already tried.  Raises NoInstanceError if none is left; ValueError if now is
+        avoid: slots already tried. session: whom the request belongs to; policy session_affinity
+        keeps what is equal together. Raises NoInstanceError if none is left; ValueError if now is
         not finite or prompt_tokens is out of 0..100,000,000.
         """
     def observe(
@@ -145,9 +147,3 @@ class Router:
         """The values of a ring, newest first: "ttft", "prefill_rate" or "inter_token"."""
     def _check(self) -> None:
         """Raise InvariantError unless every counter and link is as it must be. Slow."""
-
-def feature_table() -> list[tuple[str, str, float, str]]:
-    """The rows of csrc/features.h: (name, unit, scale, help)."""
-
-def schema_hash() -> int:
-    """64-bit FNV-1a over "name|unit|scale;" of all rows."""

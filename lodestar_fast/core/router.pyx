@@ -11,18 +11,18 @@ from cpython.bytes cimport (
 )
 cimport cython
 from libc.math cimport NAN, isfinite
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from lodestar_fast.core.lodestar cimport (
     LS_ABANDONED, LS_BOUNDS, LS_DONE, LS_ERROR, LS_FAILED, LS_INDEX_MIN_BYTES, LS_MAX_BLOCKS,
-    LS_MAX_INSTANCES, LS_MAX_TICKETS, LS_REASONS, LS_TIMEOUT, LS_TOKENS_MAX, LS_WIDTH,
-    ls_bounds, ls_candidate, ls_config, ls_event, ls_feature_row, ls_feature_table,
-    ls_hash_blocks, ls_hist, ls_index_blocks, ls_index_forget, ls_index_match, ls_index_stats,
+    LS_MAX_INSTANCES, LS_MAX_TICKETS, LS_REASONS, LS_TIMEOUT, LS_TOKENS_MAX,
+    ls_bounds, ls_candidate, ls_config, ls_event, ls_hash_blocks, ls_hist,
+    ls_index_blocks, ls_index_forget, ls_index_match, ls_index_stats,
     ls_index_stats_t, ls_reason, ls_ring, ls_ring_get, ls_ring_mean, ls_router_add,
     ls_router_bytes_per_token, ls_router_check, ls_router_commit, ls_router_drain,
     ls_router_drain_bytes, ls_router_free, ls_router_new, ls_router_observe, ls_router_prepare,
-    ls_router_remove, ls_router_report, ls_schema_hash,
+    ls_router_remove, ls_router_report,
 )
 
 from lodestar_fast.core import enums
@@ -30,6 +30,7 @@ from lodestar_fast.errors import InvariantError, NoInstanceError
 
 Event, Reason = enums.Event, enums.Reason
 cdef tuple REASONS = tuple(Reason)
+cdef const char *ZEROS = b"\0" * 16
 
 
 @cython.final
@@ -156,6 +157,7 @@ cdef class Router:
     cpdef Decision route(
         self, prompt, double now, Py_ssize_t prompt_tokens=0, seed=b"", avoid=(),
         bint streaming=True,
+        session=None,
     ):
         self.may_change()
         if not isfinite(now):
@@ -166,6 +168,7 @@ cdef class Router:
         cdef bint body_held = False, salt_held = False
         request.prompt_tokens = <uint32_t>prompt_tokens
         request.streaming = streaming
+        self.r.session = 0 if session is None else self.session_key(session)
         try:
             if PyBytes_CheckExact(prompt):
                 request.prompt = PyBytes_AS_STRING(prompt)
@@ -189,6 +192,13 @@ cdef class Router:
                 PyBuffer_Release(&body)
             if salt_held:
                 PyBuffer_Release(&salt)
+
+    cdef uint64_t session_key(self, bytes session) except? 0:
+        cdef uint64_t key
+        ls_hash_blocks(
+            &self.r.key, PyBytes_AS_STRING(session), PyBytes_GET_SIZE(session), ZEROS, 16, 16,
+            &key, 1)
+        return key | 1
 
     cdef int mark_avoided(self, avoid) except -1:
         for slot in [int(each) for each in avoid]:  # may raise; no mark is left behind then
@@ -380,18 +390,3 @@ cdef tuple histogram(const ls_hist *hist):
         [hist.count[i] for i in range(LS_BOUNDS + 1)],
         hist.sum,
     )
-
-
-def feature_table():
-    """The rows of csrc/features.h: (name, unit, scale, help)."""
-    cdef const ls_feature_row *row
-    cdef list rows = []
-    for i in range(LS_WIDTH):
-        row = &ls_feature_table[i]
-        rows.append((row.name.decode(), row.unit.decode(), row.scale, row.help.decode()))
-    return rows
-
-
-def schema_hash():
-    """64-bit FNV-1a over "name|unit|scale;" of all rows."""
-    return ls_schema_hash()

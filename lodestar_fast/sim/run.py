@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lodestar_fast.clock import VirtualClock
-from lodestar_fast.core.policies import Policy
+from lodestar_fast.core.policies import ExpectedCompletion, Policy
 from lodestar_fast.core.router import Decision, Event, Router
 from lodestar_fast.errors import NoInstanceError
 from lodestar_fast.learner import Learner, tick
@@ -163,6 +163,8 @@ class Simulation:
         assert slot == self.router.add_instance(
             f"{spec.gpu}-{slot}", kv_tokens=spec.kv_tokens, prefix_caching=spec.prefix_caching
         )
+        if isinstance(policy := self.router.policy, ExpectedCompletion):
+            policy.know(slot, spec.c / 1e3, spec.w / 1e3)
         self.engines.append(engine)
         self._planned.append(False)
         self._live.append(set())

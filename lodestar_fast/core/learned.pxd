@@ -1,0 +1,14 @@
+from libc.stdint cimport uint8_t
+
+from lodestar_fast.core.lodestar cimport LS_MAX_INSTANCES, ls_model
+from lodestar_fast.core.policies cimport Candidates, Policy
+
+
+cdef class Lodestar(Policy):
+    cdef readonly double margin, load_weight, kv_weight, kv_start
+    cdef ls_model *buffers         # two: one in use, one to load into
+    cdef ls_model *model           # in use; NULL before the first load
+    cdef float seconds[LS_MAX_INSTANCES]
+    cdef uint8_t outside[LS_MAX_INSTANCES]
+
+    cdef double score(self, Candidates c, Py_ssize_t i) noexcept

@@ -1,0 +1,36 @@
+"""Types of core/learned.pyx."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lodestar_fast.core.policies import Policy
+
+class Lodestar(Policy):
+    def __init__(
+        self,
+        *,
+        margin: float = 1.10,
+        load_weight: float = 0.005,
+        kv_weight: float = 2.0,
+        kv_start: float = 0.85,
+    ) -> None:
+        """Raises ValueError for a margin below 1 or a negative weight."""
+    @property
+    def margin(self) -> float: ...
+    @property
+    def load_weight(self) -> float: ...
+    @property
+    def kv_weight(self) -> float: ...
+    @property
+    def kv_start(self) -> float: ...
+    def predict(self, rows: Any, seconds: Any, *, simd: str | None = None, repeat: int = 1) -> int:
+        """Score rows of scaled features, outside any decision: for tests, benches, validation.
+
+        rows: buffer of float32 [n][WIDTH]; seconds: writable buffer of float32 [n], filled with
+        predicted TTFTs; simd: a key of SIMDS, the best one if None; repeat: so often, for timing.
+        Returns how many rows were out of range. Raises ValueError if sizes differ or there are no
+        weights, KeyError for instructions that this processor lacks.
+        """
+
+SIMDS: dict[str, int]  # what this processor can run of "portable", "avx2"; the last one is used

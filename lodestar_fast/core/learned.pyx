@@ -1,0 +1,133 @@
+"""The learned policy, and the weights it predicts with."""
+
+from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from libc.math cimport NAN
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport free
+
+from lodestar_fast.core.costs cimport pick_lmetric
+from lodestar_fast.core.lodestar cimport (
+    LS_COLD, LS_EFORMAT, LS_EMAGIC, LS_ESCHEMA, LS_ESIZE, LS_EVALUE, LS_GUARD, LS_LEARNED,
+    LS_MAX_INSTANCES, LS_ONLY_ONE, LS_OUT_OF_RANGE, LS_SIMDS, LS_WIDTH, aligned_alloc,
+    ls_candidate, ls_model, ls_model_load, ls_model_score, ls_simd_has, ls_simd_names,
+)
+from lodestar_fast.core.policies cimport Best, Candidates, Policy, offer, start
+
+from lodestar_fast.errors import BlobError
+
+
+cdef class Lodestar(Policy):
+    """The learned policy: least predicted time to first token, with two costs to others added.
+
+        score = (T + load_weight s own (waiting + decoding)) (1 + kv_weight max(0, kv - kv_start))
+
+    T: the model's prediction in seconds (csrc/mlp.c); s: the instance's speed, seconds per token;
+    own: tokens it would compute, which delays those who decode there; kv: KV occupancy.
+    LMETRIC's choice stands (GUARD) unless the best score is below its score / margin; without
+    weights it decides alone (COLD). OUT_OF_RANGE marks a choice whose row lies outside the
+    range of training: its T is the linear part alone.
+
+    Cost: a forward pass per instance. Weak when: the load changes faster than it learns; then
+    the linear part, which is physical, and the margin hold it.
+    """
+
+    name = "lodestar"
+
+    def __cinit__(
+        self, *, double margin=1.10, double load_weight=0.005, double kv_weight=2.0,
+        double kv_start=0.85,
+    ):
+        if not margin >= 1:
+            raise ValueError(f"margin: {margin} is below 1")
+        if not (load_weight >= 0 and kv_weight >= 0):
+            raise ValueError("load_weight, kv_weight: negative")
+        self.margin, self.load_weight = margin, load_weight
+        self.kv_weight, self.kv_start = kv_weight, kv_start
+        self.buffers = <ls_model *>aligned_alloc(64, 2 * sizeof(ls_model))
+        if self.buffers == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.buffers)
+
+    cdef double score(self, Candidates c, Py_ssize_t i) noexcept:
+        cdef const ls_candidate *x = &c.r.candidates[i]
+        cdef double t = self.seconds[i] + self.load_weight * x.speed * x.own * x.inflight
+        return t * (1 + self.kv_weight * max(0.0, x.occupancy - self.kv_start))
+
+    cdef double forecast(self, Py_ssize_t i) noexcept:
+        return self.seconds[i] if self.model != NULL else NAN
+
+    cpdef Py_ssize_t pick(self, Candidates c) except? -1:
+        c.check(0)
+        cdef Best found
+        cdef Py_ssize_t i, best, fallback
+        if self.model != NULL:
+            ls_model_score(self.model, c.r.rows, <uint32_t>c.n, self.seconds, self.outside)
+        if c.n == 1:
+            c.reason_code = LS_ONLY_ONE
+            c.predicted = self.seconds[0] if self.model != NULL else NAN
+            return 0
+        fallback = pick_lmetric(c)
+        if self.model == NULL:
+            c.reason_code = LS_COLD
+            return fallback
+        start(&found)
+        for i in range(c.n):
+            offer(c, &found, i, self.score(c, i))
+        best = found.i
+        c.reason_code = LS_LEARNED
+        if best != fallback and not found.least < self.score(c, fallback) / self.margin:
+            best = fallback
+            c.reason_code = LS_GUARD
+        if self.outside[best]:
+            c.reason_code = LS_OUT_OF_RANGE
+        c.predicted = self.seconds[best]
+        return best
+
+    def load(self, blob):
+        """Take weights (csrc/lodestar.h draws the blob). Returns their version. Raises BlobError.
+
+        They are checked in the idle buffer first: routing sees the old ones or the new ones.
+        """
+        cdef ls_model *idle = self.buffers if self.model != self.buffers else self.buffers + 1
+        cdef Py_buffer view
+        PyObject_GetBuffer(blob, &view, PyBUF_SIMPLE)
+        cdef int error = ls_model_load(idle, view.buf, view.len)
+        PyBuffer_Release(&view)
+        if error < 0:
+            raise BlobError(f"weights refused: {FAULTS[error]}")
+        self.model = idle
+        return self.model.version
+
+    @property
+    def version(self):
+        """Of the weights in use, 0 if none."""
+        return self.model.version if self.model != NULL else 0
+
+    def predict(self, rows, seconds, *, str simd=None, Py_ssize_t repeat=1):
+        """Score rows of scaled features, outside any decision: for tests, benches, validation."""
+        cdef const float[::1] x = memoryview(rows).cast("B").cast("f")
+        cdef float[::1] out = memoryview(seconds).cast("B").cast("f")
+        cdef Py_ssize_t n = out.shape[0]
+        if self.model == NULL or not 0 < n <= LS_MAX_INSTANCES or x.shape[0] != n * LS_WIDTH:
+            raise ValueError(f"{x.shape[0]} numbers for {n} rows, or no weights are loaded")
+        best = self.model.simd
+        if simd is not None:
+            self.model.simd = SIMDS[simd]
+        for _ in range(repeat):
+            ls_model_score(self.model, &x[0], <uint32_t>n, &out[0], self.outside)
+        self.model.simd = best
+        return sum([self.outside[i] for i in range(n)])
+
+
+# What this processor can run; the last one is used.
+SIMDS = {ls_simd_names[i].decode(): i for i in range(LS_SIMDS) if ls_simd_has(i)}
+
+cdef dict FAULTS = {
+    LS_EMAGIC: "not a weight blob",
+    LS_EFORMAT: "another format version",
+    LS_ESCHEMA: "made for another table of features",
+    LS_ESIZE: "layer sizes or length do not fit",
+    LS_EVALUE: "a number is not finite, or bounds are crossed",
+}
