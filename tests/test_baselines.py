@@ -98,6 +98,13 @@ def test_vllm_dp_counts_waiting_four_times() -> None:
     assert choices(router) == {0}
 
 
+def test_prefix_cache_without_a_hit_takes_the_least_loaded() -> None:
+    router = make("prefix_cache", instances=3)
+    for slot in (0, 0, 1, 2, 2, 2):
+        send(router, slot)
+    assert choices(router, PROMPT) == {1}
+
+
 @pytest.mark.parametrize(("threshold", "slot"), [(0.2, 0), (0.3, 1)])
 def test_prefix_threshold(threshold: float, slot: int) -> None:
     router = make("prefix_threshold", threshold=threshold)

@@ -202,10 +202,6 @@ def test_prefix_cache_balances_when_load_is_apart() -> None:
     assert router.route(PROMPT, 0.0).slot == 0
 
 
-def test_prefix_cache_without_a_hit_takes_the_least_loaded() -> None:
-    assert loaded(PrefixCache(), {0: 2, 1: 1, 2: 3}).route(PROMPT, 0.0).slot == 1
-
-
 def test_lmetric_multiplies_work_ahead_and_batch() -> None:
     for prompt_tokens, slot in ((990, 1), (1010, 0)):
         router = make_router(Lmetric(), instances=2)
