@@ -220,16 +220,16 @@ cdef class Exchange(Ending):
         return 0
 
     cdef list _extra_lines(self, ResponseParser answer):
-        """What the router adds to an engine's head."""
-        cdef list lines = []
+        """What the router adds to an engine's head; None: nothing."""
+        cdef list lines = None
         retry_after = answer.retry_after
         if failed(answer.status) and self.tries.retry_after is not None:
             retry_after = self.tries.retry_after
         if retry_after is not None:
-            lines += (b"retry-after: ", retry_after, b"\r\n")
+            lines = [b"retry-after: ", retry_after, b"\r\n"]
         self._heed_drain()
         if self.context.explain:
-            lines.append(self.tries.explanation())
+            lines = [*(lines or ()), self.tries.explanation()]
         return lines
 
     cdef int on_gone(self, Upstream up, str kind) except -1:

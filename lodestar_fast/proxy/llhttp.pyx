@@ -19,10 +19,12 @@ from httptools.parser import parser as _extension
 
 from cpython.buffer cimport PyBUF_READ
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.string cimport memset
+from libc.string cimport memset, strlen
 
 from lodestar_fast.errors import InvariantError
 from lodestar_fast.proxy.samples import SAMPLES
+
+from lodestar_fast.proxy.wire cimport repeated
 
 cdef extern from "Python.h":
     void* PyErr_Occurred()
@@ -201,7 +203,8 @@ cdef class Parser:
     cdef bytes _method(self):
         if self._http is not None:
             return self._http.get_method()
-        return lib.method_name(lib.get_method(self._machine.state))
+        cdef const char* name = lib.method_name(lib.get_method(self._machine.state))
+        return repeated(b"POST", name, strlen(name))
 
     cdef int _code(self) except -1:
         if self._http is not None:

@@ -36,7 +36,8 @@ cdef class RequestParser(Parser):
     cdef readonly bint complete
     cdef readonly int status  # why it is refused; 0: it is not
     cdef readonly str reason
-    cdef list _body
+    cdef bytes _body  # the first piece of it; None: none came
+    cdef list _more  # the other pieces; None: there are none
     cdef Py_ssize_t _body_bytes
 
     cdef void reset(self)

@@ -32,11 +32,12 @@ from lodestar_fast.proxy.head cimport (
     without,
 )
 from lodestar_fast.proxy.llhttp cimport MALFORMED, UPGRADED, Fed, Parser
-from lodestar_fast.proxy.wire cimport length_of, same
+from lodestar_fast.proxy.wire cimport length_of, repeated, same
 
 cdef extern from "<string.h>" nogil:
     void* memmem(const void* haystack, size_t n, const void* needle, size_t m)
 
+cdef bytes _last_target = b""
 cdef const char* BLANK_LINE = b"\r\n\r\n"
 
 
@@ -65,15 +66,17 @@ cdef class RequestParser(Parser):
         self.old = self.keep_alive = self.expects = self.head_done = self.complete = False
         self.status = 0
         self.reason = None
-        self._body = []
+        self._body = self._more = None
 
     cdef bint begun(self) noexcept:
         """Whether a byte of a message came; blank lines before it do not count."""
         return self._begun
 
     cdef bytes take_body(self):
-        cdef bytes body = <bytes> self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []
+        cdef bytes body = b"" if self._body is None else self._body
+        if self._more is not None:
+            body = b"".join([body, *self._more])
+        self._body = self._more = None
         return body
 
     cdef Py_ssize_t feed(self, const char* p, Py_ssize_t at, Py_ssize_t size) except -1:
@@ -180,8 +183,13 @@ cdef class RequestParser(Parser):
         return 0
 
     cdef int _on_text(self, const char* p, Py_ssize_t n) except -1:
-        if not self._ignore_head:
+        global _last_target
+        if self._ignore_head:
+            return 0
+        if self.target:
             self.target += p[:n]
+        else:
+            self.target = _last_target = repeated(_last_target, p, n)
         return 0
 
     cdef int _on_name(self, const char* p, Py_ssize_t n) except -1:
@@ -246,7 +254,12 @@ cdef class RequestParser(Parser):
         return 0
 
     cdef int _on_body(self, const char* p, Py_ssize_t n) except -1:
-        self._body.append(p[:n])
+        if self._body is None:
+            self._body = p[:n]
+        elif self._more is None:
+            self._more = [p[:n]]
+        else:
+            self._more.append(p[:n])
         self._body_bytes += n
         return 0
 

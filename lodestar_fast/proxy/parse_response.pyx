@@ -23,7 +23,7 @@ from lodestar_fast.proxy.head cimport (
     without,
 )
 from lodestar_fast.proxy.llhttp cimport MALFORMED, UPGRADED, Fed, Parser
-from lodestar_fast.proxy.wire cimport Buffer, length_of, same
+from lodestar_fast.proxy.wire cimport Buffer, length_of, repeated, same
 
 cdef enum:
     MAX_HEAD = 65536
@@ -84,8 +84,9 @@ cdef class ResponseParser(Parser):
         return 0
 
     cdef int _on_text(self, const char* p, Py_ssize_t n) except -1:
-        if not self.complete:
-            self.reason += p[:n]
+        if self.complete:
+            return 0
+        self.reason = self.reason + p[:n] if self.reason else repeated(b"OK", p, n)
         return 0
 
     cdef int _on_name(self, const char* p, Py_ssize_t n) except -1:

@@ -40,6 +40,30 @@ cdef const char* ERROR_MARK = b'{"error"'
 cdef const char* ERROR_NAME = b"error"
 
 
+# The last tail given back, for who needs one next: nearly every time there is no other.
+cdef char* _spare = NULL
+
+
+cdef char* borrow() except NULL:
+    """Memory for a tail."""
+    global _spare
+    cdef char* tail = _spare
+    _spare = NULL
+    if tail is NULL:
+        tail = <char*> PyMem_Malloc(2 * TAIL)
+        if tail is NULL:
+            raise MemoryError()
+    return tail
+
+
+cdef void give_back(char* tail) noexcept:
+    global _spare
+    if _spare is NULL:
+        _spare = tail
+    else:
+        PyMem_Free(tail)
+
+
 cdef class Scanner:
     def __dealloc__(self):
         PyMem_Free(self._tail)
@@ -51,8 +75,9 @@ cdef class Scanner:
         self._state = START
         self._matched = 0
         self._tail_size = 0
-        PyMem_Free(self._tail)
-        self._tail = NULL
+        if self._tail is not NULL:
+            give_back(self._tail)
+            self._tail = NULL
 
     cdef int feed(self, const char* p, Py_ssize_t n) except -1:
         """The next piece of an event stream."""
@@ -140,9 +165,7 @@ cdef class Scanner:
     cdef int keep(self, const char* p, Py_ssize_t size) except -1:
         """Take over the tail of a piece. Each byte is copied twice at most."""
         if self._tail is NULL:
-            self._tail = <char*> PyMem_Malloc(2 * TAIL)
-            if self._tail is NULL:
-                raise MemoryError()
+            self._tail = borrow()
         if size >= TAIL:
             memcpy(self._tail, p + size - TAIL, TAIL)
             self._tail_size = TAIL

@@ -15,6 +15,7 @@ cdef inline double monotonic() noexcept nogil:
     return t.tv_sec + t.tv_nsec * 1e-9
 
 
+cdef bytes repeated(bytes last, const char* p, Py_ssize_t n)
 cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil
 cdef int put_hex(char* end, uint64_t n, int least) noexcept nogil
 cdef Py_ssize_t length_of(const char* p, Py_ssize_t n) noexcept nogil

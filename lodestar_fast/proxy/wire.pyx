@@ -3,7 +3,7 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 cdef extern from "<sys/socket.h>" nogil:
     struct iovec:
@@ -22,6 +22,13 @@ cdef const char* HEX = b"0123456789abcdef"
 
 cdef enum:
     KEPT = 16384  # bytes of memory that an empty buffer keeps
+
+
+cdef bytes repeated(bytes last, const char* p, Py_ssize_t n):
+    """n bytes as an object: `last`, with the hash that it has by now, if they are the same."""
+    if n == len(last) and memcmp(p, <const char*> last, n) == 0:
+        return last
+    return p[:n]
 
 
 cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil:
