@@ -40,7 +40,9 @@ class TinyEngine:
         self.asked: list[str] = []  # "METHOD path" of each request
         self.connections = 0
         self.got_post = asyncio.Event()
+        self.heads: list[bytes] = []  # of each request
         self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: set[asyncio.Task[None]] = set()  # those between two requests
 
     @property
     def url(self) -> str:
@@ -49,6 +51,12 @@ class TinyEngine:
     async def start(self, port: int = 0) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         self.port: int = self._server.sockets[0].getsockname()[1]
+
+    def stop_listening(self) -> None:
+        """Refuse connections, of checks too; requests under way go on."""
+        self._server.close()
+        for task in self._idle:
+            task.cancel()
 
     async def stop(self) -> None:
         """As if the process had died."""
@@ -76,7 +84,10 @@ class TinyEngine:
         self.connections += 1
         try:
             while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                self._idle.add(task)
+                self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+                self._idle.discard(task)
+                head = self.heads[-1].decode()
                 method, path = head.split(" ", 2)[:2]
                 self.asked.append(f"{method} {path}")
                 length = 0
@@ -99,6 +110,7 @@ class TinyEngine:
             pass
         finally:
             self._tasks.discard(task)
+            self._idle.discard(task)
             writer.close()
 
     async def _stream(self, writer: asyncio.StreamWriter) -> None:

@@ -123,6 +123,8 @@ class Router:
     ) -> None:
         self._process.terminate()
         self._process.wait(60)
+        assert self._process.stdout
+        self._process.stdout.close()
 
     def healthy(self) -> int:
         """Engines that it takes for healthy."""

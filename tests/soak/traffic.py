@@ -1,6 +1,6 @@
 """Long runs of the whole program before simulated engines, with figures.
 
-    python -m tests.soak.traffic [leak streams rolling drain overload]
+    python -m tests.soak.traffic [leak streams rolling flapping drain overload]
 
 Prints a line a scenario; ends with status 1 if one did not hold.
 """
@@ -273,6 +273,37 @@ async def rolling() -> bool:
         await bed.stop()
 
 
+async def flapping() -> bool:
+    """2,400 requests and more while one engine of three dies every second and a half."""
+    bed = await Bed.start(3, 20.0, "--policy", "lmetric")
+    done: Counter[str] = Counter()
+    deaths = 0
+
+    async def one(client: Client, i: int) -> None:
+        outcome, _ = await client.ask(body_of(random.Random(i), False, 16))
+        done[outcome] += 1
+
+    async def flap() -> None:
+        nonlocal deaths
+        for _ in range(10):
+            await bed.engines[0].stop()
+            await asyncio.sleep(0.5)
+            await bed.engines[0].start()
+            await asyncio.sleep(1.0)
+            deaths += 1
+
+    try:
+        flaps = asyncio.ensure_future(flap())
+        while not flaps.done() or done.total() < 2400:
+            await many(300, 12, one, bed.lodestar.data)
+        await flaps
+        failed = done.total() - done["200"]
+        print(f"flapping: {deaths} deaths, {failed} failed of {done.total()} {dict(done)}")
+        return failed == 0
+    finally:
+        await bed.stop()
+
+
 async def drain() -> bool:
     """SIGTERM with 20 streams under way."""
     bed = await Bed.start(2, 1.0, "--policy", "lmetric", "--drain-grace", "60")
@@ -349,7 +380,7 @@ async def overload() -> bool:
         await bed.stop()
 
 
-SCENARIOS = {each.__name__: each for each in (leak, streams, rolling, drain, overload)}
+SCENARIOS = {each.__name__: each for each in (leak, streams, rolling, flapping, drain, overload)}
 
 
 def main() -> int:

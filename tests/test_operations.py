@@ -1,4 +1,5 @@
-"""The whole program as a process: SIGHUP, the end of the grace, descriptors, kill -9."""
+"""The whole program as a process: SIGHUP, the end of the grace, descriptors, engines that go and
+come back, kill -9."""
 
 from __future__ import annotations
 
@@ -149,6 +150,63 @@ def test_out_of_descriptors_it_neither_spins_nor_ends() -> None:
         writer.close()
 
     run(body, "--policy", "lmetric", clean=False)
+
+
+def test_all_engines_down_is_said_at_once_and_over_when_one_is_back() -> None:
+    async def body(lodestar: Lodestar, engine: TinyEngine) -> None:
+        await lodestar.ready()
+        port = engine.port
+        await engine.stop()
+        for _ in range(10):  # ejected or not, healthy or not
+            async with asyncio.timeout(1.0):
+                status, text = await request(lodestar.data, "POST /v1/chat/completions", CHAT)
+            assert status == 503 and json.loads(text)["error"]["code"] == "connect"
+        await lodestar.until("/readiness", lambda status, _: status == 503)
+        await engine.start(port)
+        async with asyncio.timeout(3.0):
+            await lodestar.ready()
+        engine.events.put_nowait(None)
+        status, _ = await request(lodestar.data, "POST /v1/chat/completions", CHAT)
+        assert status == 200
+
+    run(body, "--policy", "lmetric", clean=False)
+
+
+def test_an_engine_that_refuses_checks_and_is_silent_is_given_up() -> None:
+    """What vLLM does on SIGTERM: it stops listening, and leaves its streams hanging."""
+
+    async def body(lodestar: Lodestar, engine: TinyEngine) -> None:
+        await lodestar.ready()
+        reader, writer = await lodestar.open()
+        writer.write(chat())
+        await engine.got_post.wait()
+        engine.events.put_nowait(b"data: one\n\n")
+        await reader.readuntil(b"data: one\n\n")
+        engine.stop_listening()
+        # One that goes on sending is being shut down, and finishes.
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            engine.events.put_nowait(b"data: more\n\n")
+            await reader.readuntil(b"data: more\n\n")
+        rest = await reader.read()
+        assert b'"engine_gone"' in rest and not rest.endswith(b"0\r\n\r\n")
+        writer.close()
+
+    run(body, "--policy", "lmetric", "--gone-grace", "0.5", clean=False)
+
+
+def test_the_engines_key_is_shown_to_checks(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("engine-secret\n")
+
+    async def body(lodestar: Lodestar, engine: TinyEngine) -> None:
+        await lodestar.until("/v1/models", lambda _, text: b"tiny" in text)
+        assert engine.heads and all(
+            b"authorization: bearer engine-secret\r\n" in head.lower() for head in engine.heads
+        )
+
+    log = run(body, "--policy", "lmetric", "--engine-api-key-file", str(key))
+    assert "engine-secret" not in log
 
 
 def test_after_kill_9_the_next_one_serves(tmp_path: Path) -> None:
