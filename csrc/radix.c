@@ -128,6 +128,7 @@ void ls_holding_drop(struct ls_index *ix, uint32_t h) {
     uint32_t *link = &ix->nodes[n].holders;
     while (*link != h) link = &ix->holdings[*link].next;
     *link = ix->holdings[h].next;
+    ix->nodes[n].sharers--;
     holding_free(ix, h);
     if (ix->nodes[n].holders == NIL) node_free(ix, n);
 }
@@ -164,6 +165,7 @@ static uint32_t node_new(struct ls_index *ix, const uint64_t *hashes, uint32_t n
     node->start = (uint16_t)start;
     node->parent = before;
     node->holders = NIL;
+    node->sharers = 0;
     memcpy(node->run, hashes, node->length * sizeof *hashes);
     ix->nodes_used++;
     table_add(ix, id);
@@ -180,6 +182,7 @@ static uint32_t holding_new(struct ls_index *ix, uint32_t n, uint32_t slot, uint
     ix->holdings[id] =
         (struct holding){.node = n, .next = ix->nodes[n].holders, .slot = (uint16_t)slot};
     ix->nodes[n].holders = id;
+    ix->nodes[n].sharers++;
     ix->holdings_used++;
     holding_link(ix, id, before);
     return id;
@@ -189,40 +192,49 @@ uint32_t ls_index_find(const struct ls_index *ix, uint64_t hash) {
     return find(ix, hash);
 }
 
-/* How far a run and the next hashes agree; at least 1 after find(). */
+/* How far a run and the next hashes agree; at least 1 after find(). Where the last ones agree, all
+ * before them do: a hash names its whole prefix. */
 static uint32_t agree(const struct node *node, const uint64_t *hashes, uint32_t n) {
     uint32_t end = n < node->length ? n : node->length, i = 1;
-    while (i < end && node->run[i] == hashes[i]) i++;
+    if (node->run[end - 1] == hashes[end - 1]) return end;
+    while (node->run[i] == hashes[i]) i++;
     return i;
 }
 
+/* The holders of the deepest known node hold the whole way, so from there back to the root only
+ * nodes with more holders have something to add: the lists are read where they grow. */
 uint32_t ls_index_match(const struct ls_index *ix, const uint64_t *hashes, uint32_t n,
                         uint32_t *hits) {
-    uint32_t pos = 0;
-    while (pos < n) {
-        uint32_t id = find(ix, hashes[pos]);
-        if (id == NIL) break;
-        const struct node *node = &ix->nodes[id];
-        uint32_t same = agree(node, hashes + pos, n - pos);
-        /* By the invariant a holder here has held the whole way: the deepest node has the last
-         * word. */
-        for (uint32_t h = node->holders; h != NIL; h = ix->holdings[h].next) {
-            uint32_t held = ix->holdings[h].held;
-            hits[ix->holdings[h].slot] = pos + (held < same ? held : same);
-        }
-        pos += same;
+    uint32_t known = 0, deepest = NIL, root = NIL, counted = 0;
+    for (uint32_t id; known < n && (id = find(ix, hashes[known])) != NIL; deepest = id) {
+        if (root == NIL) root = id;
+        known += agree(&ix->nodes[id], hashes + known, n - known);
     }
-    return pos;
+    if (root == NIL) return 0;
+    for (uint32_t id = deepest, end = known; counted < ix->nodes[root].sharers;) {
+        const struct node *node = &ix->nodes[id];
+        for (uint32_t h = node->sharers > counted ? node->holders : NIL; h != NIL;
+             h = ix->holdings[h].next) {
+            uint32_t reach = node->start + ix->holdings[h].held, *hit;
+            hit = &hits[ix->holdings[h].slot];
+            if (*hit == 0) *hit = reach < end ? reach : end;
+        }
+        counted = node->sharers;
+        end = node->start;
+        id = node->parent;
+    }
+    return known;
 }
 
 void ls_index_insert(struct ls_index *ix, uint32_t slot, const uint64_t *hashes, uint32_t n,
                      uint64_t capacity) {
     struct shelf *shelf = &ix->shelves[slot];
     uint32_t last = NIL, last_holding = NIL; /* where the walk stands */
+    uint32_t next_holding = NIL;             /* that of the next node, if all is as it was left */
     int at_end = 0;                          /* of that run */
     ix->path = (struct ls_path){.stamp = ix->path.stamp + 1};
     for (uint32_t pos = 0, same; pos < n; pos += same) {
-        uint32_t id = find(ix, hashes[pos]), h = NIL;
+        uint32_t id = find(ix, hashes[pos]), h = next_holding;
         if (id == NIL && at_end && ix->nodes[last].length < LS_RUN) {
             struct node *node = &ix->nodes[last];
             uint32_t room = LS_RUN - node->length;
@@ -238,10 +250,15 @@ void ls_index_insert(struct ls_index *ix, uint32_t slot, const uint64_t *hashes,
         if (id != NIL) {
             node_unlink(ix, id);
             node_link(ix, id, last);
-            h = ix->nodes[id].holders;
-            while (h != NIL && ix->holdings[h].slot != slot) h = ix->holdings[h].next;
+            if (h == NIL || ix->holdings[h].node != id) { /* not the one behind the last */
+                h = ix->nodes[id].holders;
+                while (h != NIL && ix->holdings[h].slot != slot) h = ix->holdings[h].next;
+            }
+        } else {
+            h = NIL;
         }
         if (h != NIL) {
+            next_holding = ix->holdings[h].older;
             holding_unlink(ix, h);
             holding_link(ix, h, last_holding);
             ix->path.before = ix->holdings[h].stamp;
@@ -249,6 +266,7 @@ void ls_index_insert(struct ls_index *ix, uint32_t slot, const uint64_t *hashes,
             if (!ls_make_room(ix, id != NIL ? id : last)) break;
             if (id == NIL) id = node_new(ix, hashes + pos, n - pos, pos, last);
             h = holding_new(ix, id, slot, last_holding);
+            next_holding = NIL;
         }
         same = agree(&ix->nodes[id], hashes + pos, n - pos);
         struct holding *holding = &ix->holdings[h];

@@ -13,6 +13,7 @@ struct node {
     uint32_t parent;       /* the node that the way comes from, NIL at the root */
     uint32_t holders;      /* first holding */
     uint32_t newer, older; /* all nodes by recency */
+    uint32_t sharers;      /* how many hold something of it */
 };
 
 struct holding {

@@ -152,12 +152,15 @@ int ls_index_check(const struct ls_index *ix) {
         if (node->newer != newer || node->length == 0 || node->length > LS_RUN)
             return LS_EINVARIANT;
         if (ls_index_find(ix, node->run[0]) != n || node->holders == NIL) return LS_EINVARIANT;
+        uint32_t sharers = 0;
         for (uint32_t h = node->holders; h != NIL; h = ix->holdings[h].next, holdings++) {
             const struct holding *holding = &ix->holdings[h];
-            if (holding->node != n || holding->slot >= ix->slots) return LS_EINVARIANT;
+            if (++sharers > node->sharers || holding->node != n || holding->slot >= ix->slots)
+                return LS_EINVARIANT;
             if (holding->held == 0 || holding->held > node->length) return LS_EINVARIANT;
             if (!way_held(ix, node, holding->slot)) return LS_EINVARIANT;
         }
+        if (sharers != node->sharers) return LS_EINVARIANT;
         if (++nodes > ix->nodes_used) return LS_EINVARIANT;
     }
     if (newer != ix->oldest) return LS_EINVARIANT;

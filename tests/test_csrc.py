@@ -1,4 +1,4 @@
-"""The C library by itself: it builds alone without a warning, and survives csrc_fuzz.c.
+"""The C library by itself: it builds alone without a warning, survives csrc_fuzz.c and csrc_soak.c.
 
 LODESTAR_FUZZ_SECONDS=60 goes on with fresh seeds for that long; a seed that fails is in the output:
 run csrc_fuzz with it to see it again.
@@ -57,6 +57,21 @@ def test_fresh_seeds_for_as_long_as_asked(fuzz: Path) -> None:
     end = time.monotonic() + float(os.environ.get("LODESTAR_FUZZ_SECONDS", "1"))
     while time.monotonic() < end:
         assert run(fuzz, str(time.time_ns())) == ""
+
+
+@pytest.mark.parametrize("arguments", [("100000",), ("20000", "new")], ids=" ".join)
+def test_a_long_life_leaves_memory_flat_and_counters_at_zero(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """Shorter than what csrc/README.md asks for before a release."""
+    program = tmp_path / "csrc_soak"
+    assert CC is not None
+    run(
+        *(CC, "-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"),
+        *("-Wl,--wrap=malloc", "-Wl,--wrap=calloc", "-iquote", CSRC),
+        *(*sorted(CSRC.glob("*.c")), ROOT / "tests/csrc_soak.c", "-o", program, "-lm"),
+    )
+    assert "slowest decisions" in run(program, *arguments)
 
 
 def test_library_builds_alone_without_a_warning(tmp_path: Path) -> None:
