@@ -1,6 +1,6 @@
 # Two commands for everyone: `make demo` and `make test`. Each sets itself up in .venv.
-#   build   demo   test   test-real   soak   check   bench   bench-compare   lint   types   format
-#   fuzz   debug   annotate   clean
+#   build   demo   test   test-real   soak   check   bench   bench-compare   bench-instructions
+#   lint   types   format   fuzz   debug   annotate   clean
 # ARGS="..." goes to the program behind the verb.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 NATIVE := $(shell find csrc lodestar_fast -name '*.[ch]' -path 'csrc/*' -o -name '*.pyx' -o -name '*.pxd')
 SOURCE := pyproject.toml setup.py constraints.txt Makefile $(NATIVE)
 
-.PHONY: build demo test test-real check soak bench bench-compare lint types format fuzz debug annotate clean
+.PHONY: build demo test test-real check soak bench bench-compare bench-instructions lint types format fuzz debug annotate clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -64,11 +64,15 @@ bench: $(VENV)/.dev
 bench-compare: $(VENV)/.dev
 	$(BIN)/python bench/compare.py bench/baseline.json bench/results.json $(ARGS)
 
+# Instructions of the hot functions: the same on every run, however busy the machine is.
+bench-instructions:
+	$(PYTHON) bench/instructions.py $(ARGS)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/cython-lint lodestar_fast
-	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h tests/*.c
+	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h tests/*.c bench/*.c
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -76,7 +80,7 @@ types: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.c csrc/*.h tests/*.c
+	$(BIN)/clang-format -i csrc/*.c csrc/*.h tests/*.c bench/*.c
 
 # Longer than the ten seconds of the test suite. SECONDS=3600 make fuzz
 fuzz: $(VENV)/.dev

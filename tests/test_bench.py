@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NAMES = (
     *("route[lodestar-8-4096]", "route[lmetric-8-4096]", "route[prefix_cache-8-4096]"),
+    *("route[lodestar-64-4096]", "route[lodestar-1024-4096]", "route[lodestar-8-32768]"),
+    "route_full[8-8192]",
     *("hash[4096]", "match[8-4096]", "observe"),
     *("score[linear-16]", "score[mlp-2x32-16]", "score[mlp-3x128-16]"),
 )
 
-spec = importlib.util.spec_from_file_location("compare", ROOT / "bench/compare.py")
-assert spec is not None and spec.loader is not None
-compare: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(compare)
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"bench/{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+compare, instructions = load("compare"), load("instructions")
 
 
 def test_every_benchmark_runs_under_its_name() -> None:
@@ -91,6 +100,31 @@ def test_an_accepted_run_is_a_baseline_without_its_rounds(tmp_path: Path) -> Non
     assert compare.main([str(old), new, "--accept"]) == 0
     assert "data" not in old.read_text()
     assert compare.main([str(old), new]) == 0
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_every_case_of_the_driver_has_stored_counts_and_runs() -> None:
+    driver = instructions.build()
+    names = instructions.run(driver).split()
+    stored = json.loads(instructions.STORED.read_text())["instructions"]
+    assert set(names) == set(stored)
+    for name in ("hash-4096", "match-8-4096", "route-8-4096", "score-mlp-2x32-16"):
+        assert instructions.run(driver, name, "2") == ""
+        assert len(instructions.run(driver, name, "100", "time").split()) == 3
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="no valgrind")
+def test_counts_repeat_exactly() -> None:
+    driver = instructions.build()
+    once = instructions.count(driver, "score-linear-16", 3)
+    assert once == instructions.count(driver, "score-linear-16", 3) > 100
+
+
+def test_more_instructions_than_stored_are_found() -> None:
+    lines, well = instructions.compare({"a": 100.0, "b": 100.0}, {"a": 104.0, "b": 110.0, "c": 1.0})
+    assert not well
+    assert [line.split()[-1] for line in lines[1:]] == ["1.040", "MORE", "new"]
+    assert instructions.compare({"a": 100.0}, {"a": 50.0})[1]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"benchmarks": []}', '{"benchmarks": [{}]}'])
