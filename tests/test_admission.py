@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lodestar_fast.config import LimitsConfig
+from lodestar_fast.proxy.downstream import Downstream
 from lodestar_fast.proxy.waiting import Waiting, priority_of
 from tests.fake_engine import Answer, Call, plain, stall
 from tests.proxy_rig import CHAT, Client, Rig, chat, with_rig
@@ -299,12 +300,31 @@ async def test_a_reader_that_takes_nothing_is_cut(rig: Rig) -> None:
     assert rig.outcome() == (CHAT, "2xx", "client_abort")
 
 
+class Transport:
+    """Of a client that is behind."""
+
+    unsent = 100_000
+    aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
 @with_rig(limits={"write_timeout": 7.0})
 async def test_a_reader_that_takes_a_little_is_not(rig: Rig) -> None:
-    client = await _stuffed(rig)
-    (connection,) = rig.context.connections
-    unsent = connection.unsent
-    while connection.unsent == unsent:  # the kernel's buffers come first
-        await client.reader.read(65536)
-    rig.expire(8.0)
-    assert rig.context.connections, "it took something within the time"
+    connection, transport = Downstream(rig.context), Transport()
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection.pause_writing()
+    for after in (8.0, 16.0, 24.0):
+        transport.unsent -= 1
+        rig.expire(after)
+        assert not transport.aborted, "it took something within the time"
+    rig.expire(32.0)
+    assert transport.aborted
+    connection.connection_lost(None)
