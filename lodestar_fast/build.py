@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
+import time
 
 from lodestar_fast.config import Config, RoutingConfig
+from lodestar_fast.core.modes import Guarded
 from lodestar_fast.core.policies import POLICIES, Policy
 from lodestar_fast.core.router import Router
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.governor import Governor, share_of
 from lodestar_fast.learner import Learner
 
 log = logging.getLogger(__name__)
@@ -22,8 +24,8 @@ FALLBACK = "lmetric"  # decides while the learned policy may not
 TICKETS = 16384  # requests in flight that are learned from; 3 MB
 
 
-def policy_name(config: RoutingConfig) -> str:
-    """The policy that decides: the configured one, or the fallback where the mode is off.
+def make_policy(config: RoutingConfig) -> Policy:
+    """The policy that decides; the learned one with the fallback behind it.
 
     Raises ConfigError on a policy or a mode that does not exist.
     """
@@ -32,18 +34,12 @@ def policy_name(config: RoutingConfig) -> str:
             f"routing.policy (--policy): no policy `{config.policy}`; there are: "
             + ", ".join(sorted(POLICIES))
         )
-    if config.mode in ("on", "off"):
-        return FALLBACK if config.policy == LEARNED and config.mode == "off" else config.policy
-    if config.mode == "shadow" or config.mode.startswith("canary:"):
-        raise ConfigError(
-            f"routing.mode (--mode): `{config.mode}` is not supported yet; there are: off, on"
-        )
-    raise ConfigError(f"routing.mode (--mode): no mode `{config.mode}`; there are: off, on")
-
-
-def make_policy(config: RoutingConfig) -> Policy:
-    """The policy that decides. Raises ConfigError as policy_name() does."""
-    return POLICIES[policy_name(config)]()
+    try:
+        share_of(config.mode)
+    except ConfigError as e:
+        raise ConfigError(f"routing.mode (--mode): {e}") from None
+    policy = POLICIES[config.policy]()
+    return Guarded(policy, POLICIES[FALLBACK]()) if config.policy == LEARNED else policy
 
 
 def make_router(config: Config) -> Router:
@@ -72,25 +68,36 @@ def make_router(config: Config) -> Router:
         raise ConfigError(f"routing.{e}") from None
 
 
-def learner_starter(config: Config) -> Callable[[], Learner] | None:
-    """What starts the learner, if the policy that decides has one.
+def make_governor(config: Config, router: Router) -> Governor | None:
+    """What governs the learned policy of a router; None if another policy decides.
 
-    Not the learner itself: its thread begins to import torch at once, and the proxy wants to listen
-    before that. Without numpy nothing can be learned: one warning, and the fallback decides.
+    It is made without a learner, and knows how to start one: the thread begins to import torch at
+    once, and the proxy wants to listen before that. Without numpy nothing can be learned: one
+    warning, and the fallback decides.
     """
-    if policy_name(config.routing) != LEARNED:
+    policy, routing = router.policy, config.routing
+    if not isinstance(policy, Guarded):
         return None
+    governor = Governor(
+        policy,
+        routing.mode,
+        watchdog=routing.watchdog,
+        hold=routing.watchdog_hold,
+        state_dir=config.serve.state_dir,
+        wall=time.time,
+    )
     if importlib.util.find_spec("numpy") is None:
         log.warning(
             "numpy is not installed (pip install 'lodestar-fast[learner]'): "
             "nothing is learned, %s decides",
             FALLBACK,
         )
-        return None
+        return governor
 
     def start() -> Learner:
         from lodestar_fast.learner.thread import ThreadLearner
 
         return ThreadLearner(config.learner, config.serve.state_dir)
 
-    return start
+    governor.start_learner = start
+    return governor

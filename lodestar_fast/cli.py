@@ -114,7 +114,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     log.configure(config.serve.log_level, config.serve.log_json)
     router = build.make_router(config)
-    start_learner = build.learner_starter(config)
+    governor = build.make_governor(config, router)
 
     import uvloop
 
@@ -128,7 +128,7 @@ def _serve(args: argparse.Namespace) -> int:
     def read_again() -> Config:
         return _load_config(args)
 
-    uvloop.run(server.serve(config, router, start_learner, MonotonicClock(), announce, read_again))
+    uvloop.run(server.serve(config, router, governor, MonotonicClock(), announce, read_again))
     return 0
 
 

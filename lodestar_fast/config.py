@@ -82,6 +82,10 @@ class RoutingConfig(_Section, frozen=True):
     mode: Annotated[
         str, _doc("off | shadow | canary:P | on: how much the learned policy decides")
     ] = "on"
+    watchdog: Annotated[bool, _doc("take the learned policy off while it does harm")] = True
+    watchdog_hold: Annotated[
+        Seconds, _doc("seconds that it is off at least; doubled from time to time")
+    ] = 30.0
     block_bytes: Annotated[
         int, Meta(ge=16, le=4096), _doc("prompt bytes in a prefix block (64: about 16 tokens)")
     ] = 64

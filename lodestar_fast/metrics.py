@@ -14,6 +14,7 @@ What is read, all of it required:
     router.instance(slot)  inflight, ttft H, speed, kv_tokens, reported_running, reported_waiting,
                            reported_kv_usage
     fleet.all              instances: id, url, slot, healthy, draining, failures, ejections, reports
+    governor.counts()      as governor.py writes it; governor None: nothing learned decides
     learner.status()       state, rounds, train_seconds, samples {kind: n}, restarts,
                            batches_refused, batches_dropped
 
@@ -28,18 +29,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    SummaryMetricFamily,
-)
 from prometheus_client.metrics_core import Metric
+
+from lodestar_fast.families import counter, gauge, histogram
+from lodestar_fast.metrics_model import governing, learning
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Reasons of core.Reason for which a model was asked for and a heuristic decided.
-FALLBACKS = ("guard", "cold", "out_of_range", "error")
+FALLBACKS = ("guard", "cold", "out_of_range", "error", "control", "absurd")
 
 # Name, help, key of router.instance().
 _INSTANCE_GAUGES = (
@@ -63,61 +61,15 @@ _INSTANCE_GAUGES = (
     ),
 )
 
-# Counters of learner.status() that should stay at 0.
-TROUBLES = ("restarts", "batches_refused", "batches_dropped")
-
 # Samples rendered at a time; about 4 us each.
 _PIECE = 128
-
-Histogram = tuple[Iterable[float], Iterable[int], float]
-
-
-def _counter(
-    name: str, help: str, values: Mapping[Any, float] | float, labels: tuple[str, ...] = ()
-) -> Metric:
-    """A counter; values: a number, or {label value or tuple of them: number}."""
-    family = CounterMetricFamily(name, help, labels=labels)
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            family.add_metric(key if isinstance(key, tuple) else (key,), value)
-    else:
-        family.add_metric((), values)
-    return family
-
-
-def _gauge(
-    name: str, help: str, values: Mapping[Any, float] | float, labels: tuple[str, ...] = ()
-) -> Metric:
-    """A gauge; values as in _counter()."""
-    family = GaugeMetricFamily(name, help, labels=labels)
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            family.add_metric(key if isinstance(key, tuple) else (key,), value)
-    else:
-        family.add_metric((), values)
-    return family
-
-
-def _histogram(
-    name: str, help: str, values: Mapping[str, Histogram] | Histogram, labels: tuple[str, ...] = ()
-) -> Metric:
-    """A histogram; values: one, or {label value: one}."""
-    family = HistogramMetricFamily(name, help, labels=labels)
-    items = values.items() if isinstance(values, Mapping) else [("", values)]
-    for key, (bounds, counts, total) in items:
-        running, buckets = 0, []
-        for bound, count in zip((*bounds, float("inf")), counts, strict=True):
-            running += count
-            buckets.append(("+Inf" if bound == float("inf") else repr(bound), running))
-        family.add_metric((key,) if labels else (), buckets, total)
-    return family
 
 
 class Collector:
     """All metrics of one process. learner: None when the policy does not learn."""
 
     def __init__(self, version: str, proxy: Any) -> None:
-        """proxy: has context, router, fleet, learner (None: nothing is learned),
+        """proxy: has context, router, fleet, governor, learner (both may be None),
         incidents and reloads."""
         self._version = version
         self._proxy = proxy
@@ -127,22 +79,24 @@ class Collector:
         proxy = self._proxy
         policy = proxy.router.policy
         yield from _requests(proxy.context)
-        yield from _decisions(policy, proxy.router.stats())
+        counts = proxy.governor.counts(proxy.router) if proxy.governor else {}
+        yield from _decisions(policy, proxy.router.stats(), counts.get("fallbacks", {}))
         yield from _instances(proxy.router, proxy.fleet)
-        yield from _learning(policy, proxy.learner.status() if proxy.learner else {})
-        yield _counter(
+        yield from governing(counts)
+        yield from learning(policy, proxy.learner.status() if proxy.learner else {})
+        yield counter(
             "lodestar_background_incidents",
             "Failures outside requests: refused weights, a raising learner, a failed task.",
             dict(proxy.incidents),
             ("kind",),
         )
-        yield _counter(
+        yield counter(
             "lodestar_reloads",
             "Configurations read again on SIGHUP, by what became of them.",
             {outcome: proxy.reloads.get(outcome, 0) for outcome in ("applied", "refused")},
             ("outcome",),
         )
-        yield _gauge(
+        yield gauge(
             "lodestar_build_info",
             "Always 1; the labels say what runs.",
             {(self._version, platform.python_version(), policy.name): 1},
@@ -152,136 +106,139 @@ class Collector:
 
 def _requests(context: Any) -> Iterator[Metric]:
     counts = context.counters.snapshot()
-    yield _counter(
+    yield counter(
         "lodestar_requests",
         "Requests ended; each accepted one has exactly one outcome.",
         counts["requests"],
         ("path", "status_class", "outcome"),
     )
-    yield _histogram(
+    yield histogram(
         "lodestar_request_seconds",
         "From the request's head to the last byte of its answer.",
         counts["request_seconds"],
     )
-    yield _histogram(
+    yield histogram(
         "lodestar_decision_seconds",
         "Time to choose an instance.",
         counts["decision_seconds"],
     )
-    yield _counter(
+    yield counter(
         "lodestar_retries",
         "Further tries on another instance, by why the one before failed.",
         counts["retries"],
         ("reason",),
     )
-    yield _counter(
+    yield counter(
         "lodestar_retries_refused",
         "Further tries not made because the retry budget was used up.",
         counts["retries_refused"],
     )
-    yield _gauge(
+    yield gauge(
         "lodestar_client_connections",
         "Open connections of clients.",
         len(context.connections),
     )
-    yield _counter(
+    yield counter(
         "lodestar_client_connections_accepted",
         "Connections of clients since the start.",
         counts["connections_total"],
     )
-    yield _counter(
+    yield counter(
         "lodestar_client_connections_refused",
         "Connections of clients beyond max_connections.",
         counts["connections_refused"],
     )
-    yield _gauge(
+    yield gauge(
         "lodestar_request_body_bytes",
         "Bytes of request bodies in hand.",
         context.body_bytes,
     )
-    yield _gauge(
+    yield gauge(
         "lodestar_queued_requests",
         "Requests waiting for a place.",
         context.queued,
     )
-    yield _counter(
+    yield counter(
         "lodestar_engine_connections_opened",
         "Connections to engines since the start.",
         counts["upstream_opened"],
     )
-    yield _counter(
+    yield counter(
         "lodestar_engine_connections_dropped",
         "Kept connections to engines that turned out unusable.",
         {"stale": counts["stale_connections"], "extra_bytes": counts["extra_bytes"]},
         ("reason",),
     )
-    yield _gauge(
+    yield gauge(
         "lodestar_draining",
         "1 while the router finishes its requests before it ends.",
         int(context.draining),
     )
 
 
-def _decisions(policy: Any, stats: Mapping[str, Any]) -> Iterator[Metric]:
+def _decisions(
+    policy: Any, stats: Mapping[str, Any], demoted: Mapping[str, int]
+) -> Iterator[Metric]:
+    """demoted: decisions of the fallback for the watchdog's sake, {reason: n}."""
     reasons = stats["decisions"]
-    yield _counter(
+    yield counter(
         "lodestar_decisions",
         "Routing decisions by the reason for the choice.",
         {(policy.name, reason): n for reason, n in reasons.items()},
         ("policy", "reason"),
     )
-    yield _counter(
+    yield counter(
         "lodestar_fallback",
         "Decisions of the fallback heuristic where a model was asked for.",
-        {reason: reasons.get(reason, 0) for reason in FALLBACKS},
+        {reason: reasons.get(reason, 0) for reason in FALLBACKS} | dict(demoted),
         ("reason",),
     )
-    yield _counter(
+    yield counter(
         "lodestar_exploration",
         "Decisions made to learn rather than to serve at once.",
         reasons.get("explore", 0),
     )
-    yield _histogram(
+    yield histogram(
         "lodestar_predicted_ttft_seconds",
         "Predicted time to first token of the chosen instance.",
         stats["predicted_ttft"],
     )
-    yield _histogram(
+    yield histogram(
         "lodestar_prediction_error_seconds",
         "Distance between predicted and measured time to first token.",
         stats["prediction_error"],
     )
-    yield _gauge(
+    yield gauge(
         "lodestar_prefix_index_bytes",
         "Memory in use by the prefix index.",
         stats["index_bytes"],
     )
-    yield _gauge(
+    yield gauge(
         "lodestar_prefix_index_budget_bytes",
         "Memory that the prefix index may use.",
         stats["index_budget_bytes"],
     )
-    yield _counter(
+    yield counter(
         "lodestar_prefix_index_evictions",
         "Blocks dropped from the prefix index to keep its budget.",
         stats["index_evictions"],
     )
-    yield _counter(
+    yield counter(
         "lodestar_prefix_predicted_tokens",
         "Prompt tokens believed cached on the chosen instance.",
         stats["predicted_hit_tokens"],
     )
-    yield _counter(
+    yield counter(
         "lodestar_prefix_delivered_tokens",
         "Prompt tokens that engines reported as taken from their cache.",
         stats["delivered_hit_tokens"],
     )
-    yield _counter(
+    yield counter(
         "lodestar_untracked_requests",
         "Requests that no ticket was left for: served, but not learned from.",
         stats["tickets_full"],
     )
-    yield _counter(
+    yield counter(
         "lodestar_samples_dropped",
         "Samples that came faster than they were taken.",
         stats["samples_dropped"],
@@ -292,81 +249,49 @@ def _instances(router: Any, fleet: Any) -> Iterator[Metric]:
     instances = list(fleet.all)
     states = {i.id: router.instance(i.slot) for i in instances}
     label = ("instance",)
-    yield _histogram(
+    yield histogram(
         "lodestar_ttft_seconds",
         "From dispatch to the first byte that carries a token.",
         {id: state["ttft"] for id, state in states.items()},
         label,
     )
     for name, help, key in _INSTANCE_GAUGES:
-        yield _gauge(name, help, {id: state[key] for id, state in states.items()}, label)
-    yield _gauge(
+        yield gauge(name, help, {id: state[key] for id, state in states.items()}, label)
+    yield gauge(
         "lodestar_instance_healthy",
         "1 if the last health checks passed and the instance is not ejected.",
         {i.id: int(i.healthy) for i in instances},
         label,
     )
-    yield _gauge(
+    yield gauge(
         "lodestar_instance_draining",
         "1 if the instance gets no new requests on an operator's word.",
         {i.id: int(i.draining) for i in instances},
         label,
     )
-    yield _gauge(
+    yield gauge(
         "lodestar_instance_info",
         "Always 1; joins an instance to its address.",
         {(i.id, i.url): 1 for i in instances},
         ("instance", "url"),
     )
-    yield _counter(
+    yield counter(
         "lodestar_instance_failures",
         "Failed requests and health checks by kind.",
         {(i.id, kind): n for i in instances for kind, n in i.failures.items()},
         ("instance", "kind"),
     )
-    yield _counter(
+    yield counter(
         "lodestar_instance_ejections",
         "Times an instance was taken out for failing requests.",
         {i.id: i.ejections for i in instances},
         label,
     )
-    yield _counter(
+    yield counter(
         "lodestar_instance_reports",
         "Load reports read from the instance's own metrics.",
         {i.id: i.reports for i in instances},
         label,
-    )
-
-
-def _learning(policy: Any, status: Mapping[str, Any]) -> Iterator[Metric]:
-    """status: of the learner; empty if nothing is learned."""
-    rounds = status.get("rounds", 0)
-    yield _counter("lodestar_training_rounds", "Training rounds done.", rounds)
-    training = SummaryMetricFamily("lodestar_training_seconds", "CPU time of training rounds.")
-    training.add_metric((), rounds, status.get("train_seconds", 0.0))
-    yield training
-    yield _counter(
-        "lodestar_training_samples",
-        "Samples that reached the learner, by what became of them.",
-        status.get("samples", {}),
-        ("kind",),
-    )
-    yield _gauge(
-        "lodestar_model_version",
-        "Version of the weights in use; 0 if none.",
-        policy.version,
-    )
-    yield _counter(
-        "lodestar_learner_troubles",
-        "What went wrong in the learner; requests go on.",
-        {kind: status.get(kind, 0) for kind in TROUBLES},
-        ("kind",),
-    )
-    yield _gauge(
-        "lodestar_learner_state",
-        "1 for the state the learner is in; no series without a learner.",
-        {status["state"]: 1} if status else {},
-        ("state",),
     )
 
 

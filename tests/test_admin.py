@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from lodestar_fast.clock import VirtualClock
+from lodestar_fast.governor import Governor
 from lodestar_fast.metrics import Collector
 from lodestar_fast.proxy import admin
 from lodestar_fast.proxy.admin import Admin, Refused
@@ -20,14 +22,24 @@ from tests.test_metrics import proxy
 KEYS = frozenset({b"first-key", b"second-key"})
 
 
+class ModelStub:
+    """What of the proxy the model's routes need."""
+
+    def __init__(self) -> None:
+        self.governor: Governor | None = None
+        self.clock = VirtualClock(10.0)
+
+    def model_status(self) -> dict[str, Any]:
+        return self.governor.status(10.0) if self.governor else {"policy": "lodestar"}
+
+
 class Port:
     """An admin port on a socket, and the requests of a test to it."""
 
     def __init__(self, keys: frozenset[bytes] | None = None) -> None:
         self.at = FleetFixture(places=2)
-        self.admin = Admin(
-            self.at.fleet, Collector("1", proxy()), lambda: {"policy": "lodestar"}, keys
-        )
+        self.model = ModelStub()
+        self.admin = Admin(self.at.fleet, Collector("1", proxy()), self.model, keys)
 
     async def __aenter__(self) -> Port:
         serve = functools.partial(admin.serve, self.admin)
@@ -141,6 +153,12 @@ def test_metrics_and_model() -> None:
         ("PUT /workers", 405),
         ("POST /metrics", 405),
         ("DELETE /admin/model", 405),
+        ("DELETE /admin/mode", 405),
+        ("GET /admin/model/freeze", 405),
+        ("POST /admin/model/thaw", 409),
+        ("GET /admin/mode", 409),
+        ("POST /admin/model/burn", 404),
+        ("POST /admin/model/freeze/now", 404),
         ("GET http://elsewhere/metrics", 400),
         ("OPTIONS *", 400),
     ],
@@ -271,7 +289,7 @@ def test_a_silent_connection_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_bug_is_answered_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def body(port: Port) -> None:
-        port.admin._status = lambda: 1 // 0  # type: ignore[assignment, return-value]
+        port.model.model_status = lambda: 1 // 0  # type: ignore[assignment, return-value, method-assign]
         status, answer = await port.ask("GET /admin/model")
         assert status == 500 and answer == {"error": {"message": "internal error; see the log"}}
 

@@ -10,9 +10,12 @@ import msgspec
 import pytest
 
 from lodestar_fast import build
-from lodestar_fast.config import Config, LimitsConfig, RoutingConfig
-from lodestar_fast.core.policies import POLICIES
+from lodestar_fast.config import Config, LearnerConfig, LimitsConfig, RoutingConfig
+from lodestar_fast.core import POLICIES, Reason
+from lodestar_fast.core.modes import Guarded
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.learner import Learner
+from lodestar_fast.learner.thread import InlineLearner
 
 
 def config(**routing: Any) -> Config:
@@ -26,16 +29,42 @@ def test_each_policy_makes_a_router(name: str) -> None:
     assert router.slots() == []
 
 
-def test_switched_off_the_fallback_decides_and_nothing_learns() -> None:
-    off = config(policy="lodestar", mode="off")
-    assert build.make_router(off).policy.name == build.FALLBACK
-    assert build.learner_starter(off) is None
-    assert build.policy_name(RoutingConfig(policy="random", mode="off")) == "random"
+@pytest.mark.parametrize("mode", ["off", "shadow", "canary:12.5", "on"])
+def test_the_learned_policy_is_guarded_in_every_mode(mode: str) -> None:
+    wanted = config(policy="lodestar", mode=mode)
+    router = build.make_router(wanted)
+    assert isinstance(router.policy, Guarded) and router.policy.fallback.name == build.FALLBACK
+    governor = build.make_governor(wanted, router)
+    assert governor is not None and governor.mode == mode and governor.learner is None
+    shares = {"off": 0.0, "shadow": 0.0, "canary:12.5": 0.125, "on": 1.0}
+    assert router.policy.share == shares[mode]
+    for _ in range(2):
+        router.add_instance("e")
+    reasons = {"off": Reason.HEURISTIC}
+    assert router.route(b"", 0.0).reason == reasons.get(mode, Reason.COLD)
 
 
-def test_only_the_learned_policy_has_a_learner() -> None:
-    assert build.learner_starter(config(policy="lmetric")) is None
-    assert build.learner_starter(config(policy="lodestar")) is not None
+def test_switched_off_no_learner_is_started_until_it_is_needed() -> None:
+    wanted = config(policy="lodestar", mode="off")
+    governor = build.make_governor(wanted, build.make_router(wanted))
+    assert governor is not None and governor.start_learner is not None
+    made: list[Learner] = []
+
+    def start() -> Learner:
+        made.append(InlineLearner(LearnerConfig(model="linear")))
+        return made[-1]
+
+    governor.start_learner = start
+    governor.ensure_learner()
+    assert governor.learner is None
+    governor.set_mode("shadow")
+    governor.set_mode("on")
+    assert [governor.learner] == made
+
+
+def test_only_the_learned_policy_has_a_governor() -> None:
+    wanted = config(policy="lmetric")
+    assert build.make_governor(wanted, build.make_router(wanted)) is None
 
 
 def test_without_numpy_one_warning_and_the_router_goes_on(
@@ -45,9 +74,13 @@ def test_without_numpy_one_warning_and_the_router_goes_on(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "numpy" else found(name, *a)
     )
+    wanted = config(policy="lodestar")
     with caplog.at_level(logging.WARNING):
-        assert build.learner_starter(config(policy="lodestar")) is None
+        governor = build.make_governor(wanted, build.make_router(wanted))
     assert [r.message.split(" (")[0] for r in caplog.records] == ["numpy is not installed"]
+    assert governor is not None
+    governor.ensure_learner()
+    assert governor.learner is None
 
 
 @pytest.mark.parametrize(
@@ -57,9 +90,12 @@ def test_without_numpy_one_warning_and_the_router_goes_on(
             {"policy": "best"},
             "routing.policy (--policy): no policy `best`; there are: cache_aware,",
         ),
-        ({"mode": "shadow"}, "routing.mode (--mode): `shadow` is not supported yet"),
-        ({"mode": "canary:5"}, "routing.mode (--mode): `canary:5` is not supported yet"),
-        ({"mode": "On"}, "routing.mode (--mode): no mode `On`; there are: off, on"),
+        ({"mode": "On"}, "routing.mode (--mode): no mode `On`; there are: off, shadow, canary:P"),
+        ({"mode": "canary"}, "routing.mode (--mode): no mode `canary`"),
+        ({"mode": "canary:0"}, "routing.mode (--mode): no mode `canary:0`"),
+        ({"mode": "canary:100"}, "routing.mode (--mode): no mode `canary:100`"),
+        ({"mode": "canary:nan"}, "routing.mode (--mode): no mode `canary:nan`"),
+        ({"mode": "shadow:5"}, "routing.mode (--mode): no mode `shadow:5`"),
         ({"index_bytes": 1 << 50}, "routing.index_bytes"),
     ],
 )

@@ -67,8 +67,9 @@ PARTS = ("total", "bucket", "sum", "count")  # what the format adds to a declare
 
 
 def exported() -> set[str]:
-    """Names of the series that metrics.py can produce, from its declarations."""
-    source = (DEPLOY.parent / "lodestar_fast" / "metrics.py").read_text()
+    """Names of the series that metrics*.py can produce, from their declarations."""
+    files = (DEPLOY.parent / "lodestar_fast").glob("metrics*.py")
+    source = "".join(file.read_text() for file in files)
     names = set(re.findall(r'"(lodestar_\w+)"', source))
     return names | {f"{name}_{part}" for name in names for part in PARTS}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -56,7 +57,13 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         "connections_refused": 3 * n,
     }
     stats = {
-        "decisions": {"learned": 7 * n, "cold": 2 * n, "guard": n, "explore": 4 * n},
+        "decisions": {
+            "learned": 7 * n,
+            "cold": 2 * n,
+            "guard": n,
+            "explore": 4 * n,
+            "control": 3 * n,
+        },
         "predicted_ttft": HISTOGRAM,
         "prediction_error": HISTOGRAM,
         "index_bytes": 4096,
@@ -76,6 +83,20 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         "reported_waiting": 0,
         "reported_kv_usage": 0.25,
     }
+    governed = {
+        "mode": "canary",
+        "share": 0.1,
+        "frozen": True,
+        "stale": False,
+        "state": "trusted",
+        "demotions": {"regret": n, "stale": 0},
+        "fallbacks": {"watchdog_regret": 9 * n, "watchdog_stale": 0},
+        "median_error": math.log(1.5) if busy else math.nan,
+        "regret": 0.0,
+        "choices": {"same": 6 * n, "other": n},
+        "predicted": {"learned": 1.5 * n, "fallback": 2.5 * n},
+        "sides": {"learned": (3 * n, 1.25 * n), "fallback": (0, 0.0)},
+    }
     status = {"state": "training", "rounds": 3, "train_seconds": 0.5, "samples": {"used": 11}}
     return SimpleNamespace(
         context=SimpleNamespace(
@@ -92,6 +113,7 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         ),
         fleet=SimpleNamespace(all=[instance(i) for i in range(instances)]),
         learner=SimpleNamespace(status=lambda: status) if learner else None,
+        governor=SimpleNamespace(counts=lambda router: governed) if learner else None,
         incidents={"learner": 1} if busy else {},
         reloads={"refused": 2} if busy else {},
     )
@@ -126,6 +148,20 @@ def test_values_and_labels() -> None:
         "lodestar_fallback_total reason=cold": 2,
         "lodestar_fallback_total reason=guard": 1,
         "lodestar_fallback_total reason=out_of_range": 0,
+        "lodestar_fallback_total reason=control": 3,
+        "lodestar_fallback_total reason=watchdog_regret": 9,
+        "lodestar_mode mode=canary": 1,
+        "lodestar_watchdog_state state=trusted": 1,
+        "lodestar_learned_share_ratio": 0.1,
+        "lodestar_model_frozen": 1,
+        "lodestar_model_stale": 0,
+        "lodestar_prediction_error_median_ratio": 1.5,
+        "lodestar_regret_ratio": 1,
+        "lodestar_watchdog_demotions_total cause=regret": 1,
+        "lodestar_model_choices_total fallback=other": 1,
+        "lodestar_choice_predicted_seconds_total choice=fallback": 2.5,
+        "lodestar_side_ttft_seconds_count side=learned": 3,
+        "lodestar_side_ttft_seconds_sum side=learned": 1.25,
         "lodestar_exploration_total": 4,
         "lodestar_retries_total reason=connect": 3,
         "lodestar_inflight_requests instance=i1": 2,
@@ -162,7 +198,8 @@ def test_histograms_are_cumulative() -> None:
 
 def test_without_a_learner_there_is_no_state_and_all_counts_are_zero() -> None:
     found = samples(page(learner=False))
-    assert not [name for name in found if name.startswith("lodestar_learner_state")]
+    for name in ("learner_state", "mode ", "watchdog_state", "learned_share_ratio", "side_ttft"):
+        assert not [found_name for found_name in found if found_name.startswith(f"lodestar_{name}")]
     assert found["lodestar_training_rounds_total"] == 0
 
 

@@ -17,5 +17,7 @@ cdef class Evidence:
     cdef double errors[WINDOW]        # newest |log(measured / predicted)|, a ring
     cdef Py_ssize_t held, at          # how many are in it; where the next goes
     cdef tally arms[ARMS]
+    cdef long long requests[2]        # of the learned policy, of the fallback; since the start
+    cdef double seconds[2]            # sums of their measured TTFTs
 
     cdef void weigh(self, const ls_sample *s) noexcept

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias, final
 
 # n, mean of log(measured / reference), its standard error, mean TTFT in seconds; NaN where n is 0
-Arm: TypeAlias = tuple[int, float, float, float]
+_Arm: TypeAlias = tuple[int, float, float, float]
 
 @final
 class Evidence:
@@ -20,12 +20,15 @@ class Evidence:
     @property
     def error(self) -> float: ...  # median |log(measured / predicted)|; NaN without any
     def forget(self) -> None:
-        """Start anew, but for `measured`."""
+        """Start anew, but for `measured` and totals()."""
     def compare_anew(self) -> None:
         """Empty the arms."""
 
+    def totals(self) -> dict[str, tuple[int, float]]:
+        """By who decided (learned, fallback): first tokens since the start, their summed TTFTs."""
+
     # The arms of the comparison, since compare_anew().
-    def learned(self) -> Arm: ...  # decided by the learned policy: agreed and deviated
-    def agreed(self) -> Arm: ...  # as the fallback would have, or to the same physical estimate
-    def deviated(self) -> Arm: ...  # otherwise
-    def control(self) -> Arm: ...  # decided by the fallback
+    def learned(self) -> _Arm: ...  # decided by the learned policy: agreed and deviated
+    def agreed(self) -> _Arm: ...  # as the fallback would have, or to the same physical estimate
+    def deviated(self) -> _Arm: ...  # otherwise
+    def control(self) -> _Arm: ...  # decided by the fallback

@@ -90,6 +90,8 @@ cdef class Evidence:
         t.mean += step / t.n
         t.square += step * (ratio - t.mean)
         t.ttft += s.ttft
+        self.requests[arm == CONTROL] += 1
+        self.seconds[arm == CONTROL] += s.ttft
 
     @property
     def window(self):
@@ -120,6 +122,10 @@ cdef class Evidence:
         both.n += t.n
         both.ttft += t.ttft
         return about(&both)
+
+    def totals(self):
+        names = ("learned", "fallback")
+        return {name: (self.requests[i], self.seconds[i]) for i, name in enumerate(names)}
 
     def agreed(self):
         return about(&self.arms[AGREED])

@@ -14,13 +14,14 @@ import asyncio
 import hmac
 import ipaddress
 import logging
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 import msgspec
 
-from lodestar_fast.errors import ConfigError
+from lodestar_fast.clock import Clock
+from lodestar_fast.errors import BlobError, ConfigError
+from lodestar_fast.governor import Governor
 from lodestar_fast.metrics import CONTENT_TYPE, Collector, exposition
 from lodestar_fast.proxy.fleet import Fleet
 from lodestar_fast.proxy.instance import Instance
@@ -40,6 +41,7 @@ _REASONS = {
     403: b"Forbidden",
     404: b"Not Found",
     405: b"Method Not Allowed",
+    409: b"Conflict",
     413: b"Content Too Large",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
@@ -60,6 +62,23 @@ class _NewWorker(msgspec.Struct, forbid_unknown_fields=True):
     url: str
 
 
+class _NewMode(msgspec.Struct, forbid_unknown_fields=True):
+    mode: str
+
+
+class _Version(msgspec.Struct, forbid_unknown_fields=True):
+    version: int | None = None
+
+
+class Model(Protocol):
+    """What of the proxy the model's routes need."""
+
+    governor: Governor | None
+    clock: Clock
+
+    def model_status(self) -> dict[str, Any]: ...
+
+
 class Admin:
     """The routes. One for all connections."""
 
@@ -67,14 +86,14 @@ class Admin:
         self,
         fleet: Fleet,
         collector: Collector,
-        status: Callable[[], dict[str, Any]],
+        model: Model,
         keys: frozenset[bytes] | None,
     ) -> None:
-        """status: the learner's. keys: None if none is set."""
+        """keys: None if none is set."""
         self.connections: set[asyncio.Task[None]] = set()
         self.collector = collector
         self._fleet = fleet
-        self._status = status
+        self._model = model
         self.keys = keys
 
     def check(self, headers: dict[bytes, bytes], peer: str) -> None:
@@ -115,8 +134,51 @@ class Admin:
                 return 200, self._describe(instance)
         if parts == ["admin", "model"]:
             _allow(method, b"GET")
-            return 200, self._status()
+            return 200, self._model.model_status()
+        if parts == ["admin", "mode"]:
+            _allow(method, b"GET", b"POST")
+            return 200, self._mode(body if method == b"POST" else b"")
+        if parts[:2] == ["admin", "model"] and parts[2:] in (["freeze"], ["thaw"], ["rollback"]):
+            _allow(method, b"POST")
+            return 200, self._steer(parts[2], body)
         raise Refused(404, "no such path")
+
+    def _governor(self) -> Governor:
+        governor = self._model.governor
+        if governor is None:
+            raise Refused(409, "the policy that decides does not learn (--policy)")
+        return governor
+
+    def _mode(self, body: bytes) -> dict[str, Any]:
+        """Set the mode, if there is a body. The mode, and the share that the model decides now."""
+        governor = self._governor()
+        if body:
+            try:
+                governor.set_mode(msgspec.json.decode(body, type=_NewMode).mode)
+            except (msgspec.DecodeError, UnicodeDecodeError) as e:
+                raise Refused(400, f'the body must be {{"mode": "canary:10"}}: {e}') from None
+            except ConfigError as e:
+                raise Refused(400, str(e)) from None
+        state = governor.watchdog.state
+        return {"mode": governor.mode, "share": governor.policy.share, "watchdog": state}
+
+    def _steer(self, verb: str, body: bytes) -> dict[str, Any]:
+        """freeze, thaw, rollback."""
+        governor = self._governor()
+        try:
+            if verb == "freeze":
+                governor.freeze()
+            elif verb == "thaw":
+                governor.thaw(self._model.clock.now())
+            else:
+                governor.rollback(msgspec.json.decode(body or b"{}", type=_Version).version)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise Refused(400, f'the body may be {{"version": n}}: {e}') from None
+        except LookupError as e:
+            raise Refused(404, f"{e.args[0]} is not kept; GET /admin/model lists them") from None
+        except BlobError as e:
+            raise Refused(409, str(e)) from None
+        return {"version": governor.policy.version, "frozen": governor.frozen}
 
     def _add(self, body: bytes) -> tuple[int, Any]:
         try:

@@ -24,12 +24,13 @@ from typing import Any
 
 import msgspec
 
-from lodestar_fast import __version__
+from lodestar_fast import __version__, history
 from lodestar_fast.clock import Clock
 from lodestar_fast.config import Config
 from lodestar_fast.core.router import Router
 from lodestar_fast.errors import BlobError, ConfigError
-from lodestar_fast.learner import Learner, tick
+from lodestar_fast.governor import Governor
+from lodestar_fast.learner import Learner
 from lodestar_fast.metrics import Collector
 from lodestar_fast.proxy import admin, health, reload, scrape
 from lodestar_fast.proxy.context import Context
@@ -44,6 +45,7 @@ _BACKLOG = 4096  # the kernel takes the least of this and net.core.somaxconn
 # Files, the loop, listeners, the admin port's clients, two probes an engine and kept connections.
 _OTHER_DESCRIPTORS = 192
 _TICK = 1.0  # seconds between exchanges with the learner
+_SAVE = 30.0  # seconds between looks whether the kept versions must be written
 _DRAIN_LOOK = 0.02  # seconds between looks at what still runs
 _LAST_WORDS = 0.1  # seconds for clients to take what they are told at the end of the drain grace
 _COMPLAINT = 60.0  # seconds between log lines about one trouble that goes on
@@ -53,7 +55,9 @@ _JSON = b"application/json"
 class Proxy:
     """All parts of one running proxy."""
 
-    def __init__(self, config: Config, router: Router, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, router: Router, governor: Governor | None, clock: Clock
+    ) -> None:
         """Raises ConfigError on a key file, an engine URL or a state folder."""
         serve = config.serve
         if serve.state_dir:
@@ -66,7 +70,7 @@ class Proxy:
         self.config = config
         self.router = router
         self.clock = clock
-        self.learner: Learner | None = None
+        self.governor = governor
         self.incidents: Counter[str] = Counter()
         self.reloads: Counter[str] = Counter()
         keys = read_all_keys(config)
@@ -82,7 +86,7 @@ class Proxy:
         self.admin = admin.Admin(
             self.fleet,
             Collector(__version__, self),
-            self.learner_status,
+            self,
             keys.admins,
         )
         self._complained: dict[str, float] = {}
@@ -110,11 +114,15 @@ class Proxy:
         else:
             self.reloads["applied"] += 1
 
-    def learner_status(self) -> dict[str, Any]:
+    @property
+    def learner(self) -> Learner | None:
+        return self.governor.learner if self.governor else None
+
+    def model_status(self) -> dict[str, Any]:
         """GET /admin/model."""
-        policy = self.router.policy
-        about = {"policy": policy.name, "version": policy.version}
-        return about | {"learner": self.learner.status() if self.learner else None}
+        if self.governor is None:
+            return {"policy": self.router.policy.name, "version": 0, "learner": None}
+        return self.governor.status(self.clock.now())
 
     def answer(self, method: bytes, path: bytes) -> tuple[int, bytes, bytes] | None:
         """The GET paths that the router answers itself: status, content type, body."""
@@ -134,11 +142,16 @@ class Proxy:
 
     async def keep_learning(self) -> None:
         """Move samples and weights once a second. Whatever fails there, requests go on."""
-        assert self.learner is not None
+        assert self.governor is not None
+        save_at = self.clock.now() + _SAVE
         while True:
             await asyncio.sleep(_TICK)
+            now = self.clock.now()
+            if now >= save_at:
+                save_at = now + _SAVE
+                await self.save_versions()
             try:
-                version = tick(self.router, self.learner)
+                version = self.governor.tick(self.router, now)
             except BlobError as e:
                 self.complain("weights_refused", e)
             except Exception as e:
@@ -146,6 +159,15 @@ class Proxy:
             else:
                 if version is not None:
                     log.debug("weights of version %d in use", version)
+
+    async def save_versions(self) -> None:
+        """Write the kept versions of the weights, in a thread, if there is a folder for them."""
+        assert self.governor is not None
+        if unsaved := self.governor.unsaved():
+            try:
+                await asyncio.to_thread(history.save, *unsaved)
+            except OSError as e:
+                self.complain("versions_not_saved", e)
 
     def complain(self, kind: str, error: Exception) -> None:
         """Count a failure in the background; log it, but not again and again."""
@@ -173,6 +195,8 @@ class Proxy:
             task.cancel()
         await self.fleet.close()
         self.context.stop()
+        if self.governor is not None:
+            await self.save_versions()
         if self.learner is not None:
             try:
                 if samples := self.router.drain():
@@ -224,7 +248,7 @@ def _raise_descriptor_limit() -> None:
 async def serve(
     config: Config,
     router: Router,
-    start_learner: Callable[[], Learner] | None,
+    governor: Governor | None,
     clock: Clock,
     announce: Callable[[str, str], None] | None = None,
     read_again: Callable[[], Config] | None = None,
@@ -235,7 +259,7 @@ async def serve(
     configuration as it is now, on SIGHUP; may raise ConfigError.
     """
     _raise_descriptor_limit()
-    proxy = Proxy(config, router, clock)
+    proxy = Proxy(config, router, governor, clock)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -292,13 +316,12 @@ async def serve(
     gc.collect()
     gc.freeze()
     learning = None
-    if start_learner is not None:
+    if governor is not None:
         try:
-            proxy.learner = start_learner()
+            governor.ensure_learner()
         except Exception as e:
             proxy.complain("learner", e)
-        else:
-            learning = asyncio.ensure_future(proxy.keep_learning())
+        learning = asyncio.ensure_future(proxy.keep_learning())
 
     await stop.wait()
     data_server.close()

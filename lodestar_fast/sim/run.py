@@ -21,7 +21,7 @@ import random
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -100,6 +100,12 @@ def most_engines(engines: int) -> int:
     return min(MOST_SLOTS, max(64, 2 * engines))
 
 
+class Ticking(Protocol):
+    """What a Governor is to the simulation: the owner of policy, learner and watchdog."""
+
+    def tick(self, router: Router, now: float) -> Any: ...
+
+
 class Simulation:
     """One run. Make it, call run() once.
 
@@ -108,7 +114,7 @@ class Simulation:
     calls: (time, call) to be made with this Simulation at that time: faults, joins, drains.
     timer: read around each decision, for Outcome.decision; no result depends on it. probe: called
     with (self, index, decision) after a decision, before the engine gets the request; must change
-    nothing.
+    nothing. governor: ticks in place of policy and learner.
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class Simulation:
         calls: Iterable[tuple[float, Callable[[Simulation], None]]] = (),
         timer: Callable[[], float] | None = None,
         probe: Callable[[Simulation, int, Decision], None] | None = None,
+        governor: Ticking | None = None,
     ) -> None:
         self.clock = VirtualClock()
         slots = most_engines(len(specs))
@@ -133,6 +140,7 @@ class Simulation:
         self.delay = delay
         self.router = Router(policy, seed=seed, max_instances=slots)
         self.learner = learner
+        self.governor = governor
         self.engines: list[Engine] = []
         self.outcomes: list[Outcome] = []
         self.arriving: int | None = None  # the job that is being routed
@@ -232,7 +240,7 @@ class Simulation:
         if self.jobs:
             self._events.at(self.jobs[0].arrival, self._arrive, 0)
         self._events.at(self.scrape_seconds, self._report)
-        if self.learner is not None:
+        if self.learner is not None or self.governor is not None:
             self._events.at(self._tick, self._learn)
         while self._open and self._events.step():
             pass
@@ -339,9 +347,12 @@ class Simulation:
         self._events.at(now + self.scrape_seconds, self._report)
 
     def _learn(self) -> None:
-        assert self.learner is not None
-        tick(self.router, self.learner)
-        self._events.at(self.clock.now() + self._tick, self._learn)
+        now = self.clock.now()
+        if self.governor is not None:
+            self.governor.tick(self.router, now)
+        elif self.learner is not None:
+            tick(self.router, self.learner)
+        self._events.at(now + self._tick, self._learn)
 
 
 def summarise(outcomes: Sequence[Outcome], skip_seconds: float = 0.0) -> dict[str, Any]:
