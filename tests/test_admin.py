@@ -12,11 +12,14 @@ import pytest
 import uvloop
 
 from lodestar_fast.clock import VirtualClock
+from lodestar_fast.core.modes import Guarded
+from lodestar_fast.core.policies import Lmetric, Lodestar
 from lodestar_fast.governor import Governor
 from lodestar_fast.metrics import Collector
 from lodestar_fast.proxy import admin
 from lodestar_fast.proxy.admin import Admin, Refused
 from tests.fake_fleet import FleetFixture
+from tests.oracle import Model
 from tests.test_metrics import proxy
 
 KEYS = frozenset({b"first-key", b"second-key"})
@@ -295,3 +298,45 @@ def test_a_bug_is_answered_and_logged(caplog: pytest.LogCaptureFixture) -> None:
 
     run(body)
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("keys", [None, KEYS])
+def test_modes_and_versions_over_http(keys: frozenset[bytes] | None) -> None:
+    async def body(port: Port) -> None:
+        headers = {"Authorization": "Bearer first-key"} if keys else {}
+        if keys:
+            for line in ("POST /admin/mode", "POST /admin/model/rollback", "GET /admin/model"):
+                assert (await port.ask(line))[0] == 401
+        governor = Governor(Guarded(Lodestar(), Lmetric()))
+        port.model.governor = governor
+
+        async def ask(line: str, body: Any = None) -> tuple[int, Any]:
+            return await port.ask(line, body, **headers)
+
+        assert (await ask("GET /admin/mode"))[1] == {
+            "mode": "on",
+            "share": 1.0,
+            "watchdog": "trusted",
+        }
+        assert (await ask("POST /admin/mode", {"mode": "canary:10"}))[1]["share"] == 0.1
+        for wrong in ({"mode": "canary"}, {"mode": 5}, {"Mode": "on"}, []):
+            status, answer = await ask("POST /admin/mode", wrong)
+            assert status == 400 and answer["error"]["message"]
+        assert governor.mode == "canary:10"
+        assert (await ask("POST /admin/model/rollback"))[0] == 404
+        for version in (1, 2):
+            weights = Model([8], seed=version, version=version).blob()
+            governor.policy.load(weights)
+            governor.history.add(version, float(version), weights)
+        status, answer = await ask("POST /admin/model/rollback", {"version": 1})
+        assert (status, answer) == (200, {"version": 1, "frozen": True})
+        assert (await ask("POST /admin/model/rollback", {"version": 7}))[0] == 404
+        assert (await ask("POST /admin/model/rollback", {"version": "x"}))[0] == 400
+        status, about = await ask("GET /admin/model")
+        assert (about["version"], about["frozen"], about["mode"]) == (1, True, "canary:10")
+        assert [v["version"] for v in about["versions"]] == [2, 1] and about["network"]
+        assert about["coefficients"]["base"] == pytest.approx(float(Model([8], 1).linear[0]))
+        assert (await ask("POST /admin/model/thaw"))[1] == {"version": 1, "frozen": False}
+        assert (await ask("POST /admin/model/freeze"))[1] == {"version": 1, "frozen": True}
+
+    run(body, keys)

@@ -335,3 +335,26 @@ def test_a_round_stops_when_time_is_up() -> None:
     for (w0, b0), (w1, b1) in zip(before, network.weights(), strict=True):
         assert (w0 == w1).all()
         assert (b0 == b1).all()
+
+
+def test_a_blob_that_predicts_the_newest_worse_than_the_live_one_is_not_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = Trainer(LearnerConfig(model="linear"), None)
+    rng = np.random.default_rng(4)
+    trainer.add(pack(physical(rng, 200)))
+    live = trainer.round()
+    assert live is not None
+    trainer.add(pack(physical(rng, 20, start=1.0)))
+    solve = LinearModel.solve
+
+    def spoilt(self: LinearModel) -> None:
+        solve(self)
+        self.theta = self.theta * 2.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LinearModel, "solve", spoilt)
+        assert trainer.round() is None
+    assert trainer.refusal.startswith("worse than the weights in use") and trainer.blob == live
+    trainer.add(pack(physical(rng, 20, start=2.0)))
+    assert trainer.round() is not None, "once it is sound again it is published"

@@ -40,6 +40,9 @@ CLIP: Final = 3.0  # standard deviations: how far the network is asked to extrap
 JUDGED: Final = 64.0  # samples the network must have been judged on
 MEMORY: Final = 500.0  # samples after which a judgement has faded to 1/e
 MAX_COEFFICIENT: Final = 1e3  # seconds for a feature of size 1: a quarter of an hour
+NEWEST: Final = 256  # first tokens on which a new blob must not be worse than the live one ...
+WORSE: Final = 1.1  # ... by more than this factor of its mean absolute log error, and a bit:
+SLACK: Final = 0.01
 MAX_WEIGHT: Final = 100.0  # of the network, standardised inputs; it starts at 0.5 and stays near
 
 
@@ -198,9 +201,26 @@ class Trainer:
         except BlobError as e:
             self._refuse(str(e))
             return None
+        if self.blob and not self._holds(blob):
+            self._refuse("worse than the weights in use on the newest first tokens")
+            return None
         self.version += 1
         self.blob = blob
         return blob
+
+    def _holds(self, blob: bytes) -> bool:
+        """Whether a blob predicts the newest first tokens about as well as the live one, or better.
+
+        It was fitted to them, the live one only to the older of them: worse even so, it is broken.
+        """
+        n = min(NEWEST, len(self.buffer))
+        newest = np.arange(self.buffer.total - n, self.buffer.total) % self.buffer.capacity
+        x, ttft = self.buffer.x[newest], np.maximum(self.buffer.ttft[newest], 1e-4)
+        new, live = (
+            float(np.abs(np.log(ttft / export.parse(each).predict(x))).mean())
+            for each in (blob, self.blob)
+        )
+        return new <= WORSE * live + SLACK
 
     def state(self) -> State:
         """What a checkpoint keeps."""
