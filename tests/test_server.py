@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ class Lodestar:
         self.admin = admin
 
     @classmethod
-    async def start(cls, *options: str) -> Lodestar:
+    async def start(cls, *options: str, program: Sequence[str] = ("lodestar_fast",)) -> Lodestar:
+        """program: the module to run, and its words before the verb."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("LODESTAR_")}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "lodestar_fast", "serve", "--host", "127.0.0.1"),
+            *(sys.executable, "-m", *program, "serve", "--host", "127.0.0.1"),
             *("--port", "0", "--admin-port", "0", *options),
             cwd=ROOT,
             env=env,

@@ -1,0 +1,55 @@
+"""`lodestar serve` with a learner that is broken on purpose: python -m tests.faulty_serve KIND ...
+
+raise: every round raises. hang: the first round never ends. nan: the model's numbers are none.
+absurd: weights that predict eleven days are published, past every check of the learner.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from lodestar_fast import cli, features
+from lodestar_fast.learner import export, thread
+
+
+def fail(trainer: Any) -> None:
+    raise RuntimeError("on purpose")
+
+
+def hang(trainer: Any) -> None:
+    threading.Event().wait()
+
+
+def spoil(trainer: Any) -> None:
+    trainer.linear.a[:] = np.nan
+
+
+class Absurd(thread.ThreadLearner):
+    """Publishes once a second what no check let through."""
+
+    def poll(self) -> bytes | None:
+        linear = np.zeros(features.WIDTH, "<f4")
+        linear[features.INDEX["base"]] = 1e6
+        return export.pack(export.Blob(1, linear, 0.0, None))
+
+
+def main(kind: str, argv: list[str]) -> int:
+    if kind == "absurd":
+        thread.ThreadLearner = Absurd  # type: ignore[misc]
+        return cli.main(argv)
+    hook = {"raise": fail, "hang": hang, "nan": spoil}[kind]
+    begin = thread.ThreadLearner.__init__
+
+    def broken(self: thread.ThreadLearner, *args: Any, **options: Any) -> None:
+        begin(self, *args, before_round=hook, backoff=0.05, **options)
+
+    thread.ThreadLearner.__init__ = broken  # type: ignore[method-assign]
+    return cli.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
