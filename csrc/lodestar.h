@@ -133,14 +133,12 @@ struct ls_path {
     uint64_t turned; /* blocks that the slot had ever been given by then */
 };
 struct ls_path ls_index_path(const struct ls_index *ix); /* of the last insert */
-
 void ls_index_forget(struct ls_index *ix, uint32_t slot);
 uint64_t ls_index_blocks(const struct ls_index *ix, uint32_t slot); /* held by slot */
 void ls_index_stats(const struct ls_index *ix, struct ls_index_stats *out);
 int ls_index_check(const struct ls_index *ix); /* slow: every link; 0 or LS_EINVARIANT */
 
 /* ---- truth.c: corrections of the index ----------------------------------------------------------
- *
  * The insert's request has ended, and its blocks may be given up. Until then they are the last to
  * go; and if the slot has moved on far since, they are now its most recent. capacity: as for the
  * insert. */
@@ -149,7 +147,7 @@ void ls_index_release(struct ls_index *ix, uint32_t slot, const struct ls_path *
 
 /*
  *
- * An answer of that many blocks takes room beside the prompts. capacity: as for the insert. */
+ * An answer of that many blocks takes room beside the prompts. */
 void ls_index_spend(struct ls_index *ix, uint32_t slot, uint64_t blocks, uint64_t capacity);
 
 /* The insert is taken back but for its first `keep` blocks, which were there before; what another
@@ -269,6 +267,9 @@ struct ls_instance {
     /* Exact: sums over its open tickets (ls_router_check). */
     uint64_t prefill_requests, prefill_own, prefill_prompt, decode_requests, decode_context;
     uint32_t oldest, newest; /* streamed tickets without first token, in order of dispatch */
+    uint32_t quiet_oldest,
+        quiet_newest;      /* those that are not streamed, while believed in prefill */
+    double learned_tokens; /* what its cache holds by what answers said; 0: as it reports itself */
     double unplaced; /* answered tokens that take room in the cache and not yet on the shelf */
     struct ls_speed speed;
     struct ls_ring ttft, prefill_rate, inter_token; /* seconds, tokens per second, seconds */
@@ -386,6 +387,8 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
 /* Returns 1, or 0 if ignored: no such open ticket, or an event that cannot follow. */
 int ls_router_observe(struct ls_router *r, int64_t ticket, enum ls_event event, double now,
                       int64_t tokens, int64_t cached);
+/* Requests that are not streamed show no first token: those whose time is up count as decoding. */
+void ls_router_ripen(struct ls_router *r, uint32_t slot);
 int ls_router_report(struct ls_router *r, int64_t slot, double now, double running, double waiting,
                      double kv_usage);
 

@@ -201,6 +201,7 @@ int ls_router_prepare(struct ls_router *r, const struct ls_request *request, dou
     for (uint32_t slot = 0; slot < r->slots; slot++) {
         const struct ls_instance *x = &r->instances[slot];
         if (!x->used || !x->routable || r->avoid[slot]) continue;
+        if (x->quiet_oldest) ls_router_ripen(r, slot);
         fill_candidate(r, slot, &r->candidates[r->n], r->rows + (size_t)r->n * LS_WIDTH);
         r->n++;
     }
@@ -232,7 +233,7 @@ int ls_router_check(const struct ls_router *r) {
                 prefill++;
                 own += t->own_tokens;
                 prompt += t->prompt_tokens;
-                in_line += t->streaming;
+                in_line++;
             } else {
                 decode++;
                 context += (uint64_t)t->prompt_tokens + t->output_tokens;
@@ -241,13 +242,17 @@ int ls_router_check(const struct ls_router *r) {
         if (prefill != x->prefill_requests || own != x->prefill_own || prompt != x->prefill_prompt)
             return LS_EINVARIANT;
         if (decode != x->decode_requests || context != x->decode_context) return LS_EINVARIANT;
-        uint32_t older = 0;
-        for (uint32_t i = x->oldest; i; older = i, i = r->tickets[i].newer) {
-            const struct ls_ticket *t = &r->tickets[i];
-            if (t->older != older || t->state != LS_PREFILL || !t->streaming) return LS_EINVARIANT;
-            if (++linked > r->config.max_tickets) return LS_EINVARIANT;
+        for (int streaming = 0; streaming < 2; streaming++) {
+            uint32_t older = 0, newest = streaming ? x->newest : x->quiet_newest;
+            for (uint32_t i = streaming ? x->oldest : x->quiet_oldest; i;
+                 older = i, i = r->tickets[i].newer) {
+                const struct ls_ticket *t = &r->tickets[i];
+                if (t->older != older || t->state != LS_PREFILL || t->streaming != streaming)
+                    return LS_EINVARIANT;
+                if (++linked > r->config.max_tickets) return LS_EINVARIANT;
+            }
+            if (older != newest) return LS_EINVARIANT;
         }
-        if (older != x->newest) return LS_EINVARIANT;
     }
     for (uint32_t i = 1; i < r->fresh_ticket; i++) open += r->tickets[i].state != LS_FREE;
     if (open != r->counters.tickets_open || linked != in_line) return LS_EINVARIANT;

@@ -12,7 +12,11 @@
 #include <math.h>
 #include <string.h>
 
-#define USAGE_DECAY 0.99 /* bytes per token: a memory of 100 answers */
+#define SLACK_BLOCKS 2.0   /* believed and found blocks differ in size and place by so much ... */
+#define SLACK_SHARE 0.03   /* ... and bytes stand for more tokens here than there */
+#define SHRINK_MOST 0.0625 /* of a capacity that one answer can take away ... */
+#define GROW_MOST 0.0625   /* ... or add */
+#define USAGE_DECAY 0.99   /* bytes per token: a memory of 100 answers */
 
 _Static_assert(sizeof(struct ls_sample) % 8 == 0, "rows stay aligned");
 _Static_assert(offsetof(struct ls_sample, ttft) == 8 + 4 * LS_WIDTH, "no holes");
@@ -31,27 +35,51 @@ static void enter_prefill(struct ls_router *r, struct ls_instance *x, uint32_t i
     x->prefill_requests++;
     x->prefill_own += t->own_tokens;
     x->prefill_prompt += t->prompt_tokens;
-    if (!t->streaming)
-        return; /* nobody can say when it leaves: it neither advances nor is overdue */
-    t->older = x->newest;
+    uint32_t *oldest = t->streaming ? &x->oldest : &x->quiet_oldest;
+    uint32_t *newest = t->streaming ? &x->newest : &x->quiet_newest;
+    t->older = *newest;
     t->newer = 0;
-    *(x->newest ? &r->tickets[x->newest].newer : &x->oldest) = id;
-    x->newest = id;
+    *(*newest ? &r->tickets[*newest].newer : oldest) = id;
+    *newest = id;
 }
 
 static void leave_prefill(struct ls_router *r, struct ls_instance *x, struct ls_ticket *t) {
     x->prefill_requests--;
     x->prefill_own -= t->own_tokens;
     x->prefill_prompt -= t->prompt_tokens;
-    if (!t->streaming) return;
-    *(t->older ? &r->tickets[t->older].newer : &x->oldest) = t->newer;
-    *(t->newer ? &r->tickets[t->newer].older : &x->newest) = t->older;
+    uint32_t *oldest = t->streaming ? &x->oldest : &x->quiet_oldest;
+    uint32_t *newest = t->streaming ? &x->newest : &x->quiet_newest;
+    *(t->older ? &r->tickets[t->older].newer : oldest) = t->newer;
+    *(t->newer ? &r->tickets[t->newer].older : newest) = t->older;
+}
+
+static void enter_decode(struct ls_instance *x, struct ls_ticket *t) {
+    x->decode_requests++;
+    x->decode_context += (uint64_t)t->prompt_tokens + t->output_tokens;
+    t->state = LS_DECODE;
+}
+
+/* The oldest request that is not streamed is believed to have its first token. */
+static void ripen_oldest(struct ls_router *r, struct ls_instance *x) {
+    struct ls_ticket *t = &r->tickets[x->quiet_oldest];
+    leave_prefill(r, x, t);
+    enter_decode(x, t);
+}
+
+void ls_router_ripen(struct ls_router *r, uint32_t slot) {
+    struct ls_instance *x = &r->instances[slot];
+    while (x->quiet_oldest) {
+        const struct ls_ticket *t = &r->tickets[x->quiet_oldest];
+        double expected = (double)(isnan(t->predicted) ? t->expected : t->predicted);
+        if (r->now - t->dispatched <= expected) return;
+        ripen_oldest(r, x);
+    }
 }
 
 /* Blocks that an instance's cache holds; 0: not known. */
 static uint64_t capacity_of(const struct ls_router *r, const struct ls_instance *x) {
-    return (uint64_t)ceil((double)x->kv_tokens * ls_router_bytes_per_token(r) /
-                          r->config.block_bytes);
+    double tokens = x->learned_tokens > 0 ? x->learned_tokens : (double)x->kv_tokens;
+    return (uint64_t)ceil(tokens * ls_router_bytes_per_token(r) / r->config.block_bytes);
 }
 
 /* The prompt's blocks are entered for the instance, behind what its answers took meanwhile. */
@@ -186,15 +214,17 @@ static int first_token(struct ls_router *r, struct ls_ticket *t, double now) {
     t->first_token = t->last_token = now;
     if (x) {
         leave_prefill(r, x, t);
-        x->decode_requests++;
-        x->decode_context += (uint64_t)t->prompt_tokens + t->output_tokens;
+        enter_decode(x, t);
+        /* Engines begin prompts in order: what came before it and is not streamed has begun. */
+        while (x->quiet_oldest && r->tickets[x->quiet_oldest].dispatched <= t->dispatched)
+            ripen_oldest(r, x);
         ls_speed_note(&x->speed, &r->pool, now, t->dispatched, t->own_tokens);
         ls_ring_push(&x->ttft, ttft);
         if (x->speed.interval > 0)
             ls_ring_push(&x->prefill_rate, x->speed.tokens / x->speed.interval);
         ls_hist_add(&x->ttft_hist, ttft);
     }
-    t->state = LS_DECODE;
+    t->state = LS_DECODE; /* also if the instance is gone */
     if (!isnan(t->predicted)) ls_hist_add(&r->counters.error, fabs((double)t->predicted - ttft));
     add_sample(r, t, LS_FIRST_TOKEN, (float)ttft, NAN, NAN);
     return 1;
@@ -215,11 +245,35 @@ static int more_tokens(struct ls_router *r, struct ls_ticket *t, double now, uin
     if (tokens == 0 || tokens > LS_TOKENS_MAX - t->output_tokens) return 0;
     if (t->state == LS_DECODE) {
         struct ls_instance *x = instance_of(r, t);
-        if (x) ls_ring_push(&x->inter_token, ls_max(0, now - t->last_token) / tokens);
+        /* What comes with the first token, or is not streamed, says nothing of an iteration. */
+        if (x && t->streaming && now > t->last_token)
+            ls_ring_push(&x->inter_token, (now - t->last_token) / tokens);
         t->last_token = now;
     }
     set_output(r, t, t->output_tokens + tokens);
     return 1;
+}
+
+/* An answer says how much of the prompt was cached, and that is not what was believed when it was
+ * dispatched. The prompt itself is there by now: it was computed. But a cache gives up the oldest
+ * first: what was used no later than a part that was gone is gone too. And the cache is smaller
+ * than thought, or larger: in sum, what is believed shall be what is found. */
+static void learn_capacity(struct ls_router *r, struct ls_instance *x, const struct ls_ticket *t,
+                           double believed, double found) {
+    double off = found - believed, size = (double)r->config.block_bytes;
+    double per_block = size / ls_router_bytes_per_token(r);
+    if (fabs(off) <= ls_max(SLACK_BLOCKS * per_block, SLACK_SHARE * t->usage_tokens)) return;
+    double now = x->learned_tokens > 0 ? x->learned_tokens : (double)x->kv_tokens;
+    if (off < 0) {
+        ls_index_outlive(r->index, t->slot, t->path.before);
+        if (now <= 0) /* nobody told: at most what it was given since */
+            now = ls_max(1, (double)ls_index_blocks(r->index, t->slot)) * per_block;
+        now -= ls_min(-off, now * SHRINK_MOST);
+        x->learned_tokens = ls_max(now, (double)t->usage_tokens);
+    } else if (x->learned_tokens > 0) {
+        x->learned_tokens = now + ls_min(off, now * GROW_MOST);
+    }
+    if (x->kv_tokens > 0 && x->learned_tokens >= (double)x->kv_tokens) x->learned_tokens = 0;
 }
 
 static int usage(struct ls_router *r, struct ls_ticket *t, uint32_t tokens, int64_t cached) {
@@ -233,7 +287,12 @@ static int usage(struct ls_router *r, struct ls_ticket *t, uint32_t tokens, int6
         r->counters.prefix_predicted_tokens += t->hit_tokens;
         r->counters.prefix_delivered_tokens += t->cached_tokens;
     }
+    struct ls_instance *x = instance_of(r, t);
+    int first = t->usage_tokens == 0 && t->cached_tokens != LS_UNKNOWN;
     t->usage_tokens = tokens;
+    if (x && first && x->prefix_caching)
+        learn_capacity(r, x, t, (double)t->hit_tokens / t->prompt_tokens * tokens,
+                       (double)t->cached_tokens);
     return 1;
 }
 
@@ -245,12 +304,14 @@ static int finish(struct ls_router *r, uint32_t id, enum ls_event event, double 
     float ttft = NAN, tpot = NAN;
     if (tokens > 0) set_output(r, t, tokens);
     if (t->state == LS_DECODE) {
-        if (t->output_tokens > 1)
+        if (t->output_tokens > 1 && t->streaming)
             tpot = (float)(ls_max(0, now - t->first_token) / (t->output_tokens - 1));
         if (x) {
             x->decode_requests--;
             x->decode_context -= (uint64_t)t->prompt_tokens + t->output_tokens;
         }
+        /* Believed to have begun, but nobody saw it: still censored. */
+        if (event != LS_DONE && !t->streaming) ttft = (float)e2e;
     } else {
         if (event != LS_DONE) ttft = (float)e2e; /* censored: at least this long */
         if (x) leave_prefill(r, x, t);

@@ -5,9 +5,12 @@ Drivers receive what is made here, which is why the proxy and the simulator run 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
+import os
 import time
+from pathlib import Path
 
 from lodestar_fast.config import Config, RoutingConfig
 from lodestar_fast.core.modes import Guarded
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 
 LEARNED = "lodestar"
 FALLBACK = "lmetric"  # decides while the learned policy may not
+KEY_FILE, KEY_BYTES = "index.key", 64
 TICKETS = 16384  # requests in flight that are learned from; 3 MB
 
 
@@ -42,6 +46,32 @@ def make_policy(config: RoutingConfig) -> Policy:
     return Guarded(policy, POLICIES[FALLBACK]()) if config.policy == LEARNED else policy
 
 
+def index_key(folder: str) -> bytes:
+    """The secret under which prompts are hashed: random, and kept in the state folder if there is
+    one, for what is stored there by its hashes. Raises ConfigError.
+    """
+    if not folder:
+        return os.urandom(KEY_BYTES)
+    path = Path(folder) / KEY_FILE
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            # Written whole or not at all: two routers that start at once shall read one key.
+            aside = path.with_suffix(f".{os.getpid()}.tmp")
+            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
+                f.write(os.urandom(KEY_BYTES))
+            try:
+                os.link(aside, path)
+            finally:
+                aside.unlink()
+        key = path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"serve.state_dir (--state-dir): {folder}: {e.strerror}") from None
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"serve.state_dir (--state-dir): {path} has not {KEY_BYTES} bytes")
+    return key
+
+
 def make_router(config: Config) -> Router:
     """The decision core. Raises ConfigError."""
     routing, fleet = config.routing, config.fleet
@@ -59,6 +89,7 @@ def make_router(config: Config) -> Router:
             max_instances=routing.max_instances,
             max_tickets=max(TICKETS, config.limits.max_concurrent_requests),
             seed=routing.seed,
+            key=index_key(config.serve.state_dir),
         )
     except MemoryError:
         raise ConfigError(

@@ -37,6 +37,12 @@ static uint32_t shadow_count, tenants[SLOTS];
 
 static void check_instances(const struct ls_router *r) {
     uint64_t open = 0;
+    for (uint32_t i = 0; i < shadow_count;
+         i++) { /* not streamed: it begins when it is believed to */
+        uint32_t id = (uint32_t)((uint64_t)shadows[i].ticket & 0xFFFFFFFFu);
+        if (shadows[i].state == 1 && !shadows[i].streaming && r->tickets[id].state == LS_DECODE)
+            shadows[i].state = 2;
+    }
     for (uint32_t slot = 0; slot < r->slots; slot++) {
         const struct ls_instance *x = &r->instances[slot];
         uint64_t prefill = 0, own = 0, prompt = 0, decode = 0, context = 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -103,6 +104,18 @@ def test_what_cannot_be_is_named(routing: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as e:
         build.make_router(config(**routing))
     assert said in str(e.value)
+
+
+def test_the_key_of_the_index_is_secret_and_kept_in_the_state_folder(tmp_path: Path) -> None:
+    assert build.index_key("") != build.index_key("")
+    folder = tmp_path / "state"
+    key = build.index_key(str(folder))
+    assert len(key) == 64 and build.index_key(str(folder)) == key
+    (file,) = folder.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.write_bytes(b"cut")
+    with pytest.raises(ConfigError, match="has not 64 bytes"):
+        build.index_key(str(folder))
 
 
 def test_every_request_in_flight_gets_a_ticket() -> None:

@@ -65,6 +65,34 @@ def test_a_request_that_is_not_streamed_waits_until_its_end() -> None:
     assert np.isnan(row["ttft"]) and row["e2e"] == 2.0 and row["output_tokens"] == 5
 
 
+def test_it_leaves_prefill_when_its_time_is_up_or_a_later_one_has_begun() -> None:
+    router = make_router(instances=1)
+    first = router.route(PROMPT, 1.0, streaming=False).ticket
+    router.route(PROMPT, 1.01, streaming=False)  # behind 256 tokens of 0.12 ms each
+    assert router.instance(0)["prefill_requests"] == 2
+    router.route(b"", 1.06, 1)  # 20 ms idle and 31 ms of computing have passed
+    assert (router.instance(0)["prefill_requests"], router.instance(0)["decode_requests"]) == (2, 1)
+    later = router.route(b"", 1.06, 1).ticket
+    router.observe(later, Event.FIRST_TOKEN, 1.07)
+    assert router.instance(0)["prefill_requests"] == 1  # streamed ones say so themselves
+    assert router.instance(0)["decode_context_tokens"] == 256 + 256 + 1
+    router.observe(first, Event.DONE, 2.0, tokens=5)
+    assert router.instance(0)["decode_requests"] == 2
+    rows = samples(router)
+    assert np.isnan(rows["tpot"][-1]) and np.isnan(rows["ttft"][-1])
+    router._check()
+
+
+def test_tokens_that_come_with_the_first_are_no_interval() -> None:
+    router = make_router(instances=1)
+    ticket = router.route(PROMPT, 1.0).ticket
+    router.observe(ticket, Event.FIRST_TOKEN, 1.5)
+    router.observe(ticket, Event.TOKENS, 1.5, tokens=3)
+    assert router._ring(0, "inter_token") == []
+    router.observe(ticket, Event.TOKENS, 1.75, tokens=1)
+    assert router._ring(0, "inter_token") == [0.25]
+
+
 @pytest.mark.parametrize("event", [Event.DONE, Event.FAILED, Event.ABANDONED, Event.TIMEOUT])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_every_final_event_closes_the_ticket(event: Event, streamed: bool) -> None:

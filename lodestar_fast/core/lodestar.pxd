@@ -49,7 +49,7 @@ cdef extern from "lodestar.h" nogil:
     double ls_random(uint64_t *state) noexcept
 
     struct ls_key:
-        pass
+        uint64_t *word
 
     uint32_t ls_hash_blocks(
         const ls_key *key, const void *seed, size_t seed_bytes, const void *data,
@@ -113,6 +113,7 @@ cdef extern from "lodestar.h" nogil:
         uint8_t used, routable, prefix_caching, reported
         uint32_t epoch
         uint64_t kv_tokens
+        double learned_tokens
         uint64_t prefill_requests, prefill_own, prefill_prompt, decode_requests, decode_context
         ls_speed speed
         ls_ring ttft, prefill_rate, inter_token

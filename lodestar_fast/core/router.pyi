@@ -41,8 +41,8 @@ class Router:
     Routing and observing allocate nothing on the C side.
 
     Raises ValueError naming the argument that is out of range, MemoryError. seed: of the policies'
-    random numbers and of the key under which prompts are hashed, so a secret one keeps clients
-    from making prompts that collide.
+    random numbers. key: 64 secret bytes under which prompts are hashed, so that clients
+    cannot make prompts that collide; None: from the seed, which is for tests and simulations.
 
     A policy that raises, picks no candidate or gives no reason is overruled: fewest requests in
     flight, Reason.ERROR. Inside pick() every method that changes the router raises RuntimeError.
@@ -59,6 +59,7 @@ class Router:
         max_tickets: int = 16384,
         max_samples: int = 8192,
         seed: int = 0,
+        key: bytes | None = None,
     ) -> None: ...
 
     policy: Policy
@@ -126,7 +127,8 @@ class Router:
     def instance(self, slot: int) -> dict[str, Any]:
         """One instance's live state. Raises ValueError for a slot that is no instance.
 
-        slot, name, routable, kv_tokens, prefix_caching, prefix_blocks (believed held)
+        slot, name, routable, prefix_caching, prefix_blocks (believed held)
+        kv_tokens (as told, 0: not), learned_kv_tokens (by what answers said; 0: as told)
         inflight = prefill_requests (no first token yet) + decode_requests
         prefill_own_tokens (to compute), prefill_prompt_tokens, decode_context_tokens
         speed (seconds per uncached token, shrunk), speed_labels

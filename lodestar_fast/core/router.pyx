@@ -12,7 +12,7 @@ from cpython.bytes cimport (
 cimport cython
 from libc.math cimport NAN, isfinite
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from lodestar_fast.core.lodestar cimport (
     LS_ABANDONED, LS_BOUNDS, LS_DONE, LS_ERROR, LS_FAILED, LS_INDEX_MIN_BYTES, LS_MAX_BLOCKS,
@@ -67,6 +67,7 @@ cdef class Router:
         long long max_tickets=16384,
         long long max_samples=8192,
         seed=0,
+        bytes key=None,
     ):
         in_range("block_bytes", block_bytes, 16, 1 << 20)
         in_range("index_bytes", index_bytes, LS_INDEX_MIN_BYTES, 1 << 38)
@@ -77,14 +78,18 @@ cdef class Router:
         cdef ls_config config
         config.block_bytes = <uint32_t>block_bytes
         config.index_bytes = <size_t>index_bytes
-        config.ring = <uint32_t>ring
-        config.max_instances = <uint32_t>max_instances
-        config.max_tickets = <uint32_t>max_tickets
-        config.max_samples = <uint32_t>max_samples
+        config.ring, config.max_instances = <uint32_t>ring, <uint32_t>max_instances
+        config.max_tickets, config.max_samples = <uint32_t>max_tickets, <uint32_t>max_samples
         config.seed = seed & 0xFFFFFFFFFFFFFFFF
+        if key is not None and len(key) != 64:
+            raise ValueError(f"key: {len(key)} bytes, not 64")
         self.r = ls_router_new(&config)
         if self.r == NULL:
             raise MemoryError
+        if key is not None:
+            memcpy(self.r.key.word, PyBytes_AS_STRING(key), 64)
+            for i in range(8):
+                self.r.key.word[i] |= 1  # a factor of 0 would hide what it is multiplied with
         self._policy = policy
         self.candidates = Candidates.__new__(Candidates)
         self.names = []
@@ -135,6 +140,8 @@ cdef class Router:
         self.may_change()
         in_range("kv_tokens", kv_tokens, 0, 1 << 40)
         cdef ls_instance *x = self.known(slot)
+        if x.kv_tokens != <uint64_t>kv_tokens:
+            x.learned_tokens = 0
         x.kv_tokens = kv_tokens
         x.prefix_caching = prefix_caching
         if not prefix_caching:
@@ -310,6 +317,7 @@ cdef class Router:
             "name": self.names[slot],
             "routable": bool(x.routable),
             "kv_tokens": x.kv_tokens,
+            "learned_kv_tokens": x.learned_tokens,
             "prefix_caching": bool(x.prefix_caching),
             "prefix_blocks": ls_index_blocks(self.r.index, <uint32_t>slot),
             "inflight": x.prefill_requests + x.decode_requests,
