@@ -168,7 +168,7 @@ def test_any_bytes_are_survived(noise: bytes, at: int) -> None:
 def watched(engine: TinyEngine) -> tuple[asyncio.Task[None], FakeRouter]:
     router = FakeRouter()
     config = FleetConfig(scrape_interval=0.001)
-    fleet = SimpleNamespace(router=router, now=MonotonicClock().now, config=config)
+    fleet = SimpleNamespace(router=router, now=MonotonicClock().now, config=config, engine_key=None)
     instance = SimpleNamespace(slot=0, id="i", host="127.0.0.1", port=engine.port, reports=0)
     task = asyncio.ensure_future(scrape.watch(fleet, instance))  # type: ignore[arg-type]
     return task, router
