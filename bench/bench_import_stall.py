@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
-import struct
 import subprocess
 import sys
 import threading
@@ -26,27 +25,18 @@ import uvloop
 
 
 def batch(dispatched: float, rows: int) -> bytes:
-    """A batch of plausible first tokens; plain bytes, so that the main thread needs no numpy."""
-    from lodestar_fast import features
+    """A batch of first tokens, made by a router: the main thread needs no numpy for that."""
+    from lodestar_fast.core import POLICIES, Event, Router
 
-    at = features.INDEX
-    parts = []
+    router = Router(POLICIES["round_robin"](), max_instances=4, index_bytes=1 << 20)
+    for i in range(4):
+        router.add_instance(str(i))
     for i in range(rows):
-        x = [0.0] * features.WIDTH
-        x[at["base"]] = 1.0
-        x[at["own_seconds"]] = 0.05 + 0.4 * (i * 7 % rows) / rows
-        x[at["queue_seconds"]] = 0.3 * (i * 13 % rows) / rows
-        x[at["decode_seconds"]] = 0.02 * (i * 3 % 16)
-        ttft = 0.03 + x[at["own_seconds"]] + x[at["queue_seconds"]] + x[at["decode_seconds"]]
-        nan = float("nan")
-        parts.append(
-            struct.pack(
-                f"<d{features.WIDTH}f5f5IHBB",
-                *(dispatched + i / rows, *x, ttft, nan, nan, nan, 1.0, 1000, 0, 0, 0, 0, 0, 0, 0),
-            )
-        )
-    head = struct.pack("<IIQII", 0x4C53534D, 1, features.SCHEMA_HASH, rows, len(parts[0]))
-    return head + b"".join(parts)
+        now = dispatched + i / rows
+        ticket = router.route(b"", now, 200 + 100 * (i * 7 % 13)).ticket
+        router.observe(ticket, Event.FIRST_TOKEN, now + 0.05 + 0.01 * (i * 7 % 13))
+        router.observe(ticket, Event.DONE, now + 1.0)
+    return router.drain()
 
 
 async def heartbeat(done: threading.Event, gaps: list[float]) -> None:

@@ -15,17 +15,23 @@ from prometheus_client.metrics_core import Metric
 Histogram = tuple[Iterable[float], Iterable[int], float]
 
 
-def counter(
-    name: str, help: str, values: Mapping[Any, float] | float, labels: tuple[str, ...] = ()
+def _fill(
+    family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[Any, float] | float
 ) -> Metric:
-    """A counter; values: a number, or {label value or tuple of them: number}."""
-    family = CounterMetricFamily(name, help, labels=labels)
     if isinstance(values, Mapping):
         for key, value in values.items():
             family.add_metric(key if isinstance(key, tuple) else (key,), value)
     else:
         family.add_metric((), values)
     return family
+
+
+def counter(
+    name: str, help: str, values: Mapping[Any, float] | float, labels: tuple[str, ...] = ()
+) -> Metric:
+    """A counter; values: a number, or {label value or tuple of them: number}."""
+    family = CounterMetricFamily(name, help, labels=labels)
+    return _fill(family, values)
 
 
 def gauge(
@@ -33,12 +39,7 @@ def gauge(
 ) -> Metric:
     """A gauge; values as in counter()."""
     family = GaugeMetricFamily(name, help, labels=labels)
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            family.add_metric(key if isinstance(key, tuple) else (key,), value)
-    else:
-        family.add_metric((), values)
-    return family
+    return _fill(family, values)
 
 
 def histogram(
