@@ -74,6 +74,42 @@ def test_without_the_baseline_there_is_no_worst_window(tmp_path: Path) -> None:
     assert run["regret_ms"] == {"mean": None, "p99": None}
 
 
+def test_policies_take_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = "lodestar:margin=1e9,lodestar,prefix_threshold:threshold=0.9,prefix_threshold"
+    runs = by_policy(simulate(tmp_path, "--policy", names))
+    assert list(runs) == names.split(",")
+    # No gain is a thousand million times the fallback's: its choice always stands.
+    assert runs["lodestar:margin=1e9"]["learned_share"] < runs["lodestar"]["learned_share"]
+    means = [run["ttft_ms"]["mean"] for run in runs.values()]
+    assert len(set(means)) == 4
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("lodestar:margins=2", "margins"),
+        ("lodestar:margin=0.5", "margin: 0.5 is below 1"),
+        ("lodestar:round_seconds=-1", "round_seconds"),
+        ("random:threshold=0.5", "random:threshold=0.5"),
+        ("nobody:threshold=0.5", "no policy `nobody:threshold=0.5`"),
+    ],
+)
+def test_wrong_settings_of_a_policy(
+    name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", *SMALL, "--policy", name]) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1 and "--policy" in error
+
+
+def test_the_fleet_can_have_other_caches_and_flags() -> None:
+    plain = fleet(Plan("a30+v100"))
+    other = fleet(Plan("a30+v100", kv_scale=0.5, engine=(("prefix_caching", True),)))
+    assert [s.kv_tokens for s in other] == [s.kv_tokens // 2 for s in plain]
+    assert [s.prefix_caching for s in plain] == [True, False]
+    assert [s.prefix_caching for s in other] == [True, True]
+
+
 def test_warm_up_is_in_no_latency() -> None:
     plan = Plan("1xa30", rate=1.0, seconds=100.0, block_tokens=50, max_input=3000)
     done = run_one(plan, 1, "random")

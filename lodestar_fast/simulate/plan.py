@@ -7,13 +7,16 @@ the three a run follows entirely, whoever makes it and whenever.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
+
+import msgspec
 
 from lodestar_fast.config import LearnerConfig
 from lodestar_fast.core.enums import Reason
-from lodestar_fast.core.policies import POLICIES
+from lodestar_fast.core.policies import POLICIES, Policy
 from lodestar_fast.errors import ConfigError, InvariantError
 from lodestar_fast.learner import Learner
 from lodestar_fast.sim.faults import Call, read_events
@@ -50,6 +53,8 @@ class Plan:
     jitter: float = 0.0
     learner: str = "mlp"
     regret: bool = False
+    kv_scale: float = 1.0  # factor on every engine's KV cache
+    engine: tuple[tuple[str, Any], ...] = ()  # fields of EngineSpec, the same for every engine
 
     @property
     def factors(self) -> Mapping[str, float]:
@@ -75,10 +80,13 @@ class Measured:
 
 def fleet(plan: Plan) -> list[EngineSpec]:
     """Raises ConfigError for a fleet that cannot be."""
-    specs = parse_fleet(plan.fleet, model=plan.model)
+    specs = parse_fleet(plan.fleet, model=plan.model, **dict(plan.engine))
     if len(specs) > MOST_SLOTS:
         raise ConfigError(f"--fleet {plan.fleet!r}: more than {MOST_SLOTS} engines")
-    return [spec.scaled(**plan.factors) for spec in specs]
+    return [
+        replace(spec, kv_tokens=int(spec.kv_tokens * plan.kv_scale)).scaled(**plan.factors)
+        for spec in specs
+    ]
 
 
 def events(plan: Plan, specs: Sequence[EngineSpec]) -> list[Call]:
@@ -112,12 +120,59 @@ def jobs_of(plan: Plan, seed: int) -> list[Job]:
     return make_jobs(workload(plan, seed).requests)
 
 
-def make_learner(plan: Plan) -> Learner:
-    """Raises ConfigError if torch is needed and missing."""
+def settings(name: str) -> tuple[str, dict[str, Any]]:
+    """A policy as it is named on the command line: `lmetric`, or with settings of its own, as in
+    `prefix_threshold:threshold=0.2` or `lodestar:margin=1.2:round_seconds=5`.
+
+    Raises ConfigError.
+    """
+    policy, *parts = name.split(":")
+    values: dict[str, Any] = {}
+    for part in parts:
+        key, _, text = part.partition("=")
+        try:
+            values[key] = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            values[key] = text
+    return policy, values
+
+
+def make_policy(name: str) -> tuple[Policy, dict[str, Any]]:
+    """A policy by its name with settings, and those settings that are the learner's.
+
+    Raises ConfigError.
+    """
+    policy, values = settings(name)
+    ours = LearnerConfig.__struct_fields__ if policy == LEARNED else ()
+    own = {k: v for k, v in values.items() if k not in ours}
+    try:
+        chooser = POLICIES[policy](**own)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"--policy: {name}: {e}") from None
+    if own and _ignores_settings(POLICIES[policy]):
+        raise ConfigError(f"--policy: {name}: {policy} has no settings")
+    return chooser, {k: v for k, v in values.items() if k in ours}
+
+
+def _ignores_settings(policy: type[Policy]) -> bool:
+    """An extension type that declares no arguments takes any, and does nothing with them."""
+    try:
+        policy(**{"": None})
+    except TypeError:
+        return False
+    return True
+
+
+def make_learner(plan: Plan, tuning: Mapping[str, Any] | None = None) -> Learner:
+    """tuning: fields of LearnerConfig. Raises ConfigError, also if torch is needed and missing."""
     from lodestar_fast.learner.thread import InlineLearner
 
     try:
-        return InlineLearner(LearnerConfig(model=plan.learner))  # type: ignore[arg-type]
+        config = msgspec.convert({"model": plan.learner, **(tuning or {})}, LearnerConfig)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"--policy: {LEARNED}: {e}") from None
+    try:
+        return InlineLearner(config)
     except ModuleNotFoundError as e:
         raise ConfigError(
             f"--learner {plan.learner}: {e.name} is not installed "
@@ -131,9 +186,13 @@ def run_one(
     policy: str,
     timer: Callable[[], float] | None = None,
     progress: Callable[[float], None] | None = None,
+    jobs: list[Job] | None = None,
 ) -> Measured:
-    """One policy, one seed. timer: measures decisions; progress: told the share that is done."""
-    jobs = jobs_of(plan, seed)
+    """One policy, one seed. timer: measures decisions; progress: told the share that is done.
+
+    jobs: in place of those that the plan and the seed make.
+    """
+    jobs = jobs or jobs_of(plan, seed)
     specs = fleet(plan)
     span = jobs[-1].arrival
     calls = events(plan, specs)
@@ -143,8 +202,8 @@ def run_one(
             for k in range(1, STEPS + 1)
         ]
     regret = Regret(seed) if plan.regret else None
-    chooser = Oracle() if policy == ORACLE else POLICIES[policy]()
-    learner = make_learner(plan) if policy == LEARNED else None
+    chooser, tuning = (Oracle(), {}) if policy == ORACLE else make_policy(policy)
+    learner = make_learner(plan, tuning) if chooser.name == LEARNED else None
     world = Simulation(
         jobs,
         specs,

@@ -132,7 +132,9 @@ def result_rows(
         cells += [_ms(_mean(its, "tpot_ms", "mean"))]
         cells += [_percent(_mean(its, key)) for key in ("hit_ratio", "slo_attainment")]
         cells.append(f"{_mean(its, 'preemptions') or 0:,.0f}")
-        cells.append(_percent(_mean(its, "learned_share")) if name == "lodestar" else "-")
+        cells.append(
+            _percent(_mean(its, "learned_share")) if name.split(":")[0] == "lodestar" else "-"
+        )
         if regret:
             cells.append(_ms(_mean(its, "regret_ms", "mean")))
         if failed:
