@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from lodestar_fast import features
 from lodestar_fast.core import Decision, Event, Reason, Router
 from lodestar_fast.core.policies import LeastRequest, Lodestar
+from lodestar_fast.core.view import RouterView
 from lodestar_fast.errors import NoInstanceError
 from tests.oracle import Fixed, Model, Spy, make_router
 
@@ -385,3 +386,8 @@ def test_decisions_come_from_route_only() -> None:
     with pytest.raises(AttributeError):
         decision.slot = 1  # type: ignore[misc]
     assert "slot=0" in repr(decision) and "HEURISTIC" in repr(decision)
+
+
+def test_a_view_is_only_the_reading_half_of_a_router() -> None:
+    with pytest.raises(TypeError, match="only a Router"):
+        RouterView()

@@ -1,7 +1,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from lodestar_fast.core.lodestar cimport ls_instance, ls_request, ls_router
+from lodestar_fast.core.lodestar cimport ls_request
 from lodestar_fast.core.policies cimport Candidates, Policy
+from lodestar_fast.core.view cimport RouterView
 
 
 cdef class Decision:
@@ -12,14 +13,10 @@ cdef class Decision:
     cdef readonly Py_ssize_t hit_blocks, hit_tokens, prompt_tokens
 
 
-cdef class Router:
-    cdef ls_router *r
-    cdef Policy _policy
+cdef class Router(RouterView):
     cdef Candidates candidates              # one object, lent to each pick()
     cdef bint deciding                      # inside pick(): nothing may change
     cdef uint32_t version                   # of the weights behind the prediction just made
-    cdef list names                         # by slot, None where free
-    cdef str policy_error                   # the last exception of a policy, "" if none
 
     # -- the driver's three verbs --
     cpdef Decision route(
@@ -34,6 +31,4 @@ cdef class Router:
     cdef Py_ssize_t ask(self) except -1
     cdef uint64_t session_key(self, bytes session) except? 0
     cdef int mark_avoided(self, avoid) except -1
-    cdef ls_instance *known(self, Py_ssize_t slot) except NULL
     cdef int may_change(self) except -1
-    cdef uint32_t hash_into(self, bytes prompt, bytes seed) noexcept

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeAlias, final
+from typing import TypeAlias, final
 
 from lodestar_fast.core.enums import Event as Event
 from lodestar_fast.core.enums import Reason as Reason
 from lodestar_fast.core.policies import Policy
+from lodestar_fast.core.view import RouterView
 
 _Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -33,7 +34,7 @@ class Decision:
     def prompt_tokens(self) -> int: ...  # as given, or estimated from the bytes
 
 @final
-class Router:
+class Router(RouterView):
     """The decision core: instances, prefix index, tickets, samples. One thread owns it.
 
     Memory is sized here once: index_bytes for the prefix index (a hard budget), ring
@@ -110,42 +111,3 @@ class Router:
     # -- the learner's side --
     def drain(self) -> bytes:
         """Samples since the last call: header and rows as core.SAMPLE_DTYPE says; b"" if none."""
-
-    # -- read by metrics and admin --
-    def stats(self) -> dict[str, Any]:
-        """Counters since the start. H: (upper bounds, counts and one more above all, sum), seconds.
-
-        decisions {reason: n} | predicted_ttft H, prediction_error H: of decisions with a prediction
-        policy, policy_error (its last exception or ""), weights_version
-        predicted_hit_tokens, delivered_hit_tokens: believed cached, reported cached; of the
-        requests whose engine reported | bytes_per_token: learned from usage
-        index_bytes (in use), index_budget_bytes, index_evictions (blocks given up for want of room)
-        index_nodes, index_holdings: (in use, at most)
-        tickets_open, tickets_full (decisions not tracked), observes_ignored, reports_ignored
-        samples, samples_waiting, samples_dropped (lost because drain() came late)
-        """
-    def instance(self, slot: int) -> dict[str, Any]:
-        """One instance's live state. Raises ValueError for a slot that is no instance.
-
-        slot, name, routable, prefix_caching, prefix_blocks (believed held)
-        kv_tokens (as told, 0: not), learned_kv_tokens (by what answers said; 0: as told)
-        inflight = prefill_requests (no first token yet) + decode_requests
-        prefill_own_tokens (to compute), prefill_prompt_tokens, decode_context_tokens
-        speed (seconds per uncached token, shrunk), speed_labels
-        recent_ttft, recent_inter_token (seconds), recent_prefill_rate (tokens per second): means
-        reported, reported_at, reported_running, reported_waiting, reported_kv_usage
-        ttft H | decisions, done, failed, abandoned, timeout: counts since it was added
-        """
-    def slots(self) -> list[int]: ...
-
-    # -- for tests and benches --
-    def _hash(self, prompt: bytes, seed: bytes = b"") -> list[int]:
-        """Chained hashes of the prompt's whole blocks."""
-    def _hash_count(self, prompt: bytes, repeat: int = 1) -> int:
-        """Hash as route() does, so often; how many blocks."""
-    def _match(self, prompt: bytes, seed: bytes = b"", repeat: int = 1) -> dict[int, int]:
-        """{slot: blocks of this prompt it is believed to hold}. Hashed once, looked up so often."""
-    def _ring(self, slot: int, name: str) -> list[float]:
-        """The values of a ring, newest first: "ttft", "prefill_rate" or "inter_token"."""
-    def _check(self) -> None:
-        """Raise InvariantError unless every counter and link is as it must be. Slow."""

@@ -1,6 +1,7 @@
 """The Cython seam of the C router: argument checks, the call of the policy, Python-visible answers.
 
-Everything that runs once per request and instance is in csrc/; what decides is in policies.pyx.
+Everything that runs once per request and instance is in csrc/; what decides is in policies.pyx,
+what only reads is in view.pyx.
 One thread owns a Router. A policy cannot break it: what it raises or answers wrongly is counted
 as Reason.ERROR, and the instance with the fewest requests in flight is taken.
 """
@@ -12,21 +13,17 @@ from cpython.bytes cimport (
 cimport cython
 from libc.math cimport NAN, isfinite
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from lodestar_fast.core.lodestar cimport (
-    LS_ABANDONED, LS_BOUNDS, LS_DONE, LS_ERROR, LS_FAILED, LS_INDEX_MIN_BYTES, LS_MAX_BLOCKS,
-    LS_MAX_INSTANCES, LS_MAX_TICKETS, LS_REASONS, LS_TIMEOUT, LS_TOKENS_MAX,
-    ls_bounds, ls_candidate, ls_config, ls_event, ls_hash_blocks, ls_hist,
-    ls_index_blocks, ls_index_forget, ls_index_match, ls_index_stats,
-    ls_index_stats_t, ls_reason, ls_ring, ls_ring_get, ls_ring_mean, ls_router_add,
-    ls_router_bytes_per_token, ls_router_check, ls_router_commit, ls_router_drain,
-    ls_router_drain_bytes, ls_router_free, ls_router_new, ls_router_observe, ls_router_prepare,
-    ls_router_remove, ls_router_report,
+    LS_ERROR, LS_INDEX_MIN_BYTES, LS_MAX_INSTANCES, LS_MAX_TICKETS, LS_TOKENS_MAX,
+    ls_candidate, ls_config, ls_event, ls_hash_blocks, ls_index_forget, ls_instance, ls_reason,
+    ls_router_add, ls_router_commit, ls_router_drain, ls_router_drain_bytes, ls_router_free,
+    ls_router_new, ls_router_observe, ls_router_prepare, ls_router_remove, ls_router_report,
 )
 
 from lodestar_fast.core import enums
-from lodestar_fast.errors import InvariantError, NoInstanceError
+from lodestar_fast.errors import NoInstanceError
 
 Event, Reason = enums.Event, enums.Reason
 cdef tuple REASONS = tuple(Reason)
@@ -53,7 +50,7 @@ cdef class Decision:
 
 
 @cython.final
-cdef class Router:
+cdef class Router(RouterView):
     """The decision core: instances, prefix index, tickets, samples. See router.pyi."""
 
     def __cinit__(
@@ -114,11 +111,6 @@ cdef class Router:
             raise RuntimeError("a policy may not change the router inside pick()")
         return 0
 
-    cdef ls_instance *known(self, Py_ssize_t slot) except NULL:
-        if slot < 0 or slot >= self.r.slots or not self.r.instances[slot].used:
-            raise ValueError(f"slot: {slot} is no instance")
-        return &self.r.instances[slot]
-
     def add_instance(self, str name not None, *, long long kv_tokens=0, bint prefix_caching=True):
         self.may_change()
         in_range("kv_tokens", kv_tokens, 0, 1 << 40)
@@ -155,9 +147,6 @@ cdef class Router:
         self.may_change()
         self.known(slot)
         ls_index_forget(self.r.index, <uint32_t>slot)
-
-    def slots(self):
-        return [slot for slot, name in enumerate(self.names) if name is not None]
 
     # -- the driver's three verbs: hot --
 
@@ -280,121 +269,8 @@ cdef class Router:
         ls_router_drain(self.r, <uint8_t *>PyBytes_AS_STRING(out))
         return out
 
-    # -- read by metrics and admin --
-
-    def stats(self):
-        cdef ls_index_stats_t index
-        ls_index_stats(self.r.index, &index)
-        n = &self.r.counters
-        return {
-            "decisions": {REASONS[i].name.lower(): n.decisions[i] for i in range(LS_REASONS)},
-            "policy": self._policy.name,
-            "policy_error": self.policy_error,
-            "weights_version": self._policy.version,
-            "predicted_ttft": histogram(&n.predicted),
-            "prediction_error": histogram(&n.error),
-            "predicted_hit_tokens": n.prefix_predicted_tokens,
-            "delivered_hit_tokens": n.prefix_delivered_tokens,
-            "bytes_per_token": ls_router_bytes_per_token(self.r),
-            "index_bytes": index.used_bytes,
-            "index_budget_bytes": index.budget_bytes,
-            "index_nodes": (index.nodes, index.max_nodes),
-            "index_holdings": (index.holdings, index.max_holdings),
-            "index_evictions": index.evictions,
-            "tickets_open": n.tickets_open,
-            "tickets_full": n.tickets_full,
-            "observes_ignored": n.observes_ignored,
-            "reports_ignored": n.reports_ignored,
-            "samples": n.samples,
-            "samples_waiting": self.r.waiting_samples,
-            "samples_dropped": n.samples_dropped,
-        }
-
-    def instance(self, Py_ssize_t slot):
-        cdef ls_instance *x = self.known(slot)
-        return {
-            "slot": slot,
-            "name": self.names[slot],
-            "routable": bool(x.routable),
-            "kv_tokens": x.kv_tokens,
-            "learned_kv_tokens": x.learned_tokens,
-            "prefix_caching": bool(x.prefix_caching),
-            "prefix_blocks": ls_index_blocks(self.r.index, <uint32_t>slot),
-            "inflight": x.prefill_requests + x.decode_requests,
-            "prefill_requests": x.prefill_requests,
-            "prefill_own_tokens": x.prefill_own,
-            "prefill_prompt_tokens": x.prefill_prompt,
-            "decode_requests": x.decode_requests,
-            "decode_context_tokens": x.decode_context,
-            "speed": x.speed.shrunk,
-            "speed_labels": x.speed.labels,
-            "recent_ttft": ls_ring_mean(&x.ttft),
-            "recent_prefill_rate": ls_ring_mean(&x.prefill_rate),
-            "recent_inter_token": ls_ring_mean(&x.inter_token),
-            "reported": bool(x.reported),
-            "reported_at": x.reported_at,
-            "reported_running": x.running,
-            "reported_waiting": x.waiting,
-            "reported_kv_usage": x.kv_usage,
-            "ttft": histogram(&x.ttft_hist),
-            "decisions": x.decisions,
-            "done": x.finals[<int>LS_DONE],
-            "failed": x.finals[<int>LS_FAILED],
-            "abandoned": x.finals[<int>LS_ABANDONED],
-            "timeout": x.finals[<int>LS_TIMEOUT],
-        }
-
-    # -- for tests and benches --
-
-    def _hash(self, bytes prompt not None, bytes seed not None=b""):
-        """Chained hashes of the prompt's whole blocks."""
-        cdef uint32_t n = self.hash_into(prompt, seed)
-        return [self.r.hashes[i] for i in range(n)]
-
-    def _hash_count(self, bytes prompt not None, Py_ssize_t repeat=1):
-        cdef uint32_t n = 0
-        for _ in range(repeat):
-            n = self.hash_into(prompt, b"")
-        return n
-
-    def _match(self, bytes prompt not None, bytes seed not None=b"", Py_ssize_t repeat=1):
-        """{slot: blocks of this prompt it is believed to hold}."""
-        cdef uint32_t n = self.hash_into(prompt, seed)
-        for _ in range(repeat):
-            memset(self.r.hits, 0, self.r.slots * sizeof(uint32_t))
-            ls_index_match(self.r.index, self.r.hashes, n, self.r.hits)
-        return {slot: self.r.hits[slot] for slot in range(self.r.slots) if self.r.hits[slot]}
-
-    cdef uint32_t hash_into(self, bytes prompt, bytes seed) noexcept:
-        return ls_hash_blocks(
-            &self.r.key, PyBytes_AS_STRING(seed), PyBytes_GET_SIZE(seed),
-            PyBytes_AS_STRING(prompt), PyBytes_GET_SIZE(prompt), self.r.config.block_bytes,
-            self.r.hashes, LS_MAX_BLOCKS)
-
-    def _ring(self, Py_ssize_t slot, str name not None):
-        """The values of a ring, newest first: "ttft", "prefill_rate" or "inter_token"."""
-        cdef ls_instance *x = self.known(slot)
-        cdef const ls_ring *ring = &x.ttft
-        if name != "ttft":
-            ring = &x.prefill_rate if name == "prefill_rate" else &x.inter_token
-        return [ls_ring_get(ring, i) for i in range(ring.length)]
-
-    def _check(self):
-        """Raise InvariantError unless every counter and link is as it must be. Slow."""
-        if ls_router_check(self.r) < 0:
-            raise InvariantError("counters and open tickets, or the index, disagree")
-
 
 cdef int in_range(str name, long long value, long long low, long long high) except -1:
     if value < low or value > high:
         raise ValueError(f"{name}: {value} is not in {low}..{high}")
     return 0
-
-
-cdef tuple histogram(const ls_hist *hist):
-    """(upper bounds, counts and one more above all, sum)."""
-    return (
-        [ls_bounds[i] for i in range(LS_BOUNDS)],
-        [hist.count[i] for i in range(LS_BOUNDS + 1)],
-        hist.sum,
-    )
