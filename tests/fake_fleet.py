@@ -39,7 +39,7 @@ class FakeRouter:
 class FakeContext:
     def __init__(self) -> None:
         self.instances: dict[int, Instance] = {}
-        self.half_open: dict[int, Instance] = {}
+        self.on_trial: dict[int, Instance] = {}
         self.model_changes = 0
         self.given_up: list[tuple[str, float]] = []
 

@@ -42,7 +42,8 @@ class Instance:
         self.port = port
         self.models: tuple[str, ...] = ()
         self.routable = True
-        self.probes: list[bool] = []
+        self.trials: list[bool] = []
+        self.trials_well = 0
         self.failures: list[str] = []
         self.successes = 0
         self.pool = Pool(context, self)
@@ -53,8 +54,9 @@ class Instance:
     def note_success(self) -> None:
         self.successes += 1
 
-    def note_probe(self, under_way: bool) -> None:
-        self.probes.append(under_way)
+    def note_trial(self, under_way: bool, well: bool = False) -> None:
+        self.trials.append(under_way)
+        self.trials_well += well
 
 
 class RecordingRouter:

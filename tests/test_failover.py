@@ -142,7 +142,7 @@ async def test_when_all_are_busy_the_smallest_retry_after_is_passed_on(rig: Rig)
 
 
 async def _half_open(rig: Rig, answer: Answer) -> None:
-    rig.context.half_open[0] = rig.instances[0]
+    rig.context.on_trial[0] = rig.instances[0]
     rig.engines[0].script.append(answer)
     client = await rig.client()
     client.post(chat(stream=True))
@@ -153,24 +153,28 @@ async def _half_open(rig: Rig, answer: Answer) -> None:
 async def test_the_probe_is_over_with_the_first_token(rig: Rig) -> None:
     queue: asyncio.Queue[bytes | None] = asyncio.Queue()
     await _half_open(rig, pieces(queue))
-    assert rig.instances[0].probes == [True]
+    assert rig.instances[0].trials == [True]
     first = token(0)
     queue.put_nowait(HEAD_SSE + b"%x\r\n%b\r\n" % (len(first), first))
     reply = await rig.clients[0].head()
     await rig.clients[0].chunk(reply)
-    assert rig.instances[0].probes == [True, False] and rig.instances[0].successes == 1
+    assert rig.instances[0].trials == [True, False] and rig.instances[0].trials_well == 1
     queue.put_nowait(b"0\r\n\r\n")
     queue.put_nowait(None)
     await rig.clients[0].rest(reply)
 
 
-@pytest.mark.parametrize("answer", [reset, plain(400, b"{}"), stream(token(0))])
-def test_the_probe_is_over_however_it_ends(answer: Answer) -> None:
+@pytest.mark.parametrize(
+    ("answer", "well"),
+    [(reset, 0), (plain(500, b"{}"), 0), (plain(400, b"{}"), 1), (stream(token(0)), 1)],
+)
+def test_the_probe_is_over_however_it_ends(answer: Answer, well: int) -> None:
     @with_rig()
     async def test(rig: Rig) -> None:
         await _half_open(rig, answer)
         await rig.clients[0].reply()
-        assert rig.instances[0].probes == [True, False]
+        assert rig.instances[0].trials == [True, False]
+        assert rig.instances[0].trials_well == well
 
     test()
 
@@ -179,7 +183,7 @@ def test_the_probe_is_over_however_it_ends(answer: Answer) -> None:
 async def test_the_probe_is_over_when_the_client_leaves(rig: Rig) -> None:
     await _half_open(rig, stall)
     rig.clients[0].abort()
-    await rig.until(lambda: rig.instances[0].probes == [True, False])
+    await rig.until(lambda: rig.instances[0].trials == [True, False])
     assert rig.instances[0].failures == []
 
 

@@ -18,6 +18,12 @@ def eject(instance: Instance, kind: str = "connect") -> None:
         instance.note_failure(kind)
 
 
+def do_well(instance: Instance) -> None:
+    """A request on trial came to its first token."""
+    instance.note_trial(True)
+    instance.note_trial(False, well=True)
+
+
 @pytest.fixture
 def at() -> Fixture:
     return Fixture()
@@ -136,7 +142,7 @@ def test_refused_connections_are_over_with_a_good_check_the_first_time(at: Fixtu
     assert not first.healthy and at.routable == [1]
     first.note_check("")
     assert first.healthy, "an engine that was started again is back with its first check"
-    first.note_success()
+    do_well(first)
     eject(first)
     first.note_check("")
     assert not first.healthy, "one that flaps is not"
@@ -161,40 +167,6 @@ def test_shedding_is_no_failure(at: Fixture) -> None:
     assert first.healthy and first.failures == {"busy": 10}
 
 
-def test_half_open_takes_one_request_at_a_time(at: Fixture) -> None:
-    first, _ = at.add(2)
-    eject(first)
-    first.note_check("")
-    assert at.context.half_open == {first.slot: first} and at.routable == [0, 1]
-    first.note_probe(True)
-    assert at.routable == [1], "its one request is under way"
-    first.note_probe(False)
-    assert at.routable == [0, 1], "that told nothing: the client left"
-    first.note_probe(True)
-    first.note_success()
-    assert at.routable == [0, 1] and not at.context.half_open
-    first.note_failure("reset")
-    assert first.healthy, "it is like the others again"
-
-
-def test_half_open_one_failure_is_enough(at: Fixture) -> None:
-    first, _ = at.add(2)
-    eject(first)
-    first.note_check("")
-    first.note_probe(True)
-    first.note_probe(False)
-    first.note_failure("reset")
-    assert not first.healthy and not at.context.half_open and at.routable == [1]
-
-
-def test_half_open_alone_takes_all(at: Fixture) -> None:
-    (only,) = at.add(1)
-    eject(only)
-    only.note_check("")
-    only.note_probe(True)
-    assert at.routable == [0]
-
-
 def test_holds_double_to_ten_times_and_start_anew_after_a_calm_time() -> None:
     at = Fixture(eject_seconds=1.0)
     first, _ = at.add(2)
@@ -207,7 +179,7 @@ def test_holds_double_to_ten_times_and_start_anew_after_a_calm_time() -> None:
             at.clock.advance_to(now)
             first.note_check("")
         holds.append(now - start)
-        first.note_success()
+        do_well(first)
     assert holds == [1, 2, 4, 8, 10, 10]
     at.clock.advance_to(now + 10)
     first.note_check("")

@@ -70,7 +70,7 @@ cdef class Context:
     cdef public long max_connections
     cdef bint hide_authorization  # the client's is not passed on
     cdef bytes authorization  # our own line for engines; empty: none
-    cdef public dict half_open  # slot -> instance that gets one request at a time
+    cdef public dict on_trial  # slot -> instance that hears of each request it is sent
     cdef dict busy  # slot -> time until which the engine asked to be left alone
     cdef readonly tuple full  # slots with max_engine_requests
     cdef readonly long retrying  # requests on a further try, nothing relayed yet

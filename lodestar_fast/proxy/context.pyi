@@ -28,9 +28,10 @@ class Instance(Protocol):
         (finish_reason "abort"), "truncated" (closed within a body), "first_byte_timeout",
         "stream_idle_timeout", "request_timeout", "engine_gone" (see Context.give_up)."""
     def note_success(self) -> None:
-        """A whole answer below 500 came (not 429); half-open, a first token."""
-    def note_probe(self, under_way: bool) -> None:
-        """Half-open, it was sent a request, or that has ended."""
+        """A whole answer below 500 came (not 429)."""
+    def note_trial(self, under_way: bool, well: bool = False) -> None:
+        """On trial, it was sent a request; or that has its first token, or has ended. well: as it
+        should."""
 
 class Router(Protocol):
     """The part of core.Router that the data path calls."""
@@ -70,7 +71,7 @@ class Context:
     body_bytes: int  # of the bodies of requests in hand
     full: tuple[int, ...]  # slots with as many requests as an engine may have
     max_connections: int
-    half_open: dict[int, Instance]  # slot -> an instance that gets one request at a time
+    on_trial: dict[int, Instance]  # slot -> an instance that hears of each request
     policy_name: str
     explain: bool
 

@@ -82,7 +82,7 @@ cdef class Context:
         self.policy_name = policy_name
         self.instances = {}
         self.reconfigure(limits, explain, api_keys, engine_key, forward_client_key)
-        self.half_open = {}
+        self.on_trial = {}
         self.busy = {}
         self.local = None
         self.counters = Counters()

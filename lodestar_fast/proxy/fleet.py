@@ -1,9 +1,10 @@
 """The engines: which there are, and which of them may get requests now.
 
 An instance (instance.py) is *healthy* when its last health checks passed and it is not ejected. It
-may be chosen (*routable*) when it is healthy, not draining, and not half-open with its one probe
-under way. When none may be chosen, all may that answer their checks, ejected or not; when none
-answers, every one that is not draining: a guess is better than a refusal (Envoy's panic mode).
+may be chosen (*routable*) when it is healthy, not draining, and has room: one that comes back is
+given few requests at first. When none may be chosen, all may that answer their checks, ejected or
+not; when none answers, every one that is not draining: a guess is better than a refusal (Envoy's
+panic mode).
 
 Fleet does no I/O itself: watchers (health, scrape) are coroutines that it runs for each instance.
 """
@@ -128,7 +129,7 @@ class Fleet:
             task.cancel()
         self.router.remove_instance(instance.slot)
         del self._context.instances[instance.slot]
-        self.half_open(instance, False)
+        self.on_trial(instance, False)
         instance.pool.close()
         self.refresh()
         self._models_changed()
@@ -164,19 +165,19 @@ class Fleet:
         """The instances that may get requests; see the top of this module for the order."""
         there = [i for i in self.all if not i.draining]
         return (
-            {i for i in there if i.healthy and not i.probing}
+            {i for i in there if i.healthy and i.has_room}
             or {i for i in there if i.answers}
             or set(there)
         )
 
     # -- called by instances --
 
-    def half_open(self, instance: Instance, yes: bool) -> None:
-        """Tell the data path whether the next request to an instance is to be its only one."""
+    def on_trial(self, instance: Instance, yes: bool) -> None:
+        """Tell the data path whether an instance is to hear of each request it is sent."""
         if yes:
-            self._context.half_open[instance.slot] = instance
+            self._context.on_trial[instance.slot] = instance
         else:
-            self._context.half_open.pop(instance.slot, None)
+            self._context.on_trial.pop(instance.slot, None)
 
     def give_up(self, instance: Instance, silent_since: float) -> None:
         """End the requests of an instance from which nothing came after that time."""

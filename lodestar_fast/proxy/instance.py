@@ -6,8 +6,11 @@ eject_seconds, and for twice as long each time it recurs. An ejection ends with 
 after its hold. If connections were refused, a good check shows that this is over, so the first such
 ejection ends with it: an engine that was restarted is back at once, one that flaps is not.
 
-Then the instance is *half-open*: it gets one request at a time until one of them does well, which
-clears it; one more failure ejects it again.
+Then the instance is *half-open*: it gets one request at a time until one of them does well; one
+more failure ejects it again. From there, and when its process was started again, it starts
+*slowly*: at most `allowance` requests at a time may wait for their first token, one more with each
+that does well. So what it may be asked doubles in the time of a first token, and an empty engine
+with a cold cache is not buried under all that the others cannot take.
 
 An engine from which bytes came a moment ago is busy, not broken: checks and first bytes that take
 too long do not count against it then. An engine that refuses checks and sends nothing is gone,
@@ -33,6 +36,8 @@ log = logging.getLogger(__name__)
 # dead one costs each request it sees a round trip, so a little sooner.
 EJECT_AFTER = 3
 HOLD_GROWTH = 10  # the longest hold, in eject_seconds
+RESTARTED = 2  # the first allowance of an engine whose process was started again
+SLOW_START = 32  # the last one: an engine that did so well is like the others
 # Kinds of note_failure() that are no sign of a broken engine: it sheds load, or the task was long.
 SOFT = frozenset({"busy", "request_timeout"})
 # Kinds that are none while the engine answers others.
@@ -56,13 +61,13 @@ class Instance:
         self.draining = False
         self.answers = False  # what the checks say
         self.healthy = False  # it answers, and is not ejected
-        self.half_open = False  # ejected a moment ago; one request at a time
-        self.probing = False  # half-open, and that request is under way
+        self.allowance = 0  # requests at a time that may wait for a first token; 0: any number
         self.routable = False
         self.failures: dict[str, int] = {}  # since the start, by kind
         self.ejections = 0
         self.reports = 0  # load reports read
         self._fleet = fleet
+        self._trials = 0  # requests sent under an allowance that wait for their first token
         self._misses = 0  # checks failed in a row
         self._strikes = 0  # requests failed in a row
         self._ejected = False
@@ -71,6 +76,7 @@ class Instance:
         self._refused = False  # nothing listened there since the last good check
         self._refused_since: float | None = None  # all checks since then were refused
         self._silent_since_start = True
+        self._known = False  # it has answered a check
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- requests --
@@ -78,10 +84,6 @@ class Instance:
     def note_success(self) -> None:
         """A request was answered."""
         self._strikes = 0
-        if self.half_open:
-            log.info("engine %s %s: does well again", self.id, self.url)
-            self._open_half(False)
-            self._fleet.refresh()
 
     def note_failure(self, kind: str) -> None:
         """A request failed through the instance's fault. kind: a bounded set, a metric label."""
@@ -97,19 +99,37 @@ class Instance:
         self.ejections += 1
         self._until = self._fleet.now() + hold
         log.warning("engine %s %s: ejected for %g s: %s", self.id, self.url, hold, kind)
-        self._open_half(False)
+        self._allow(0)
         self._fleet.refresh()
 
-    def note_probe(self, under_way: bool) -> None:
-        """Half-open, it was sent a request, or that ended in a way that tells nothing."""
-        if self.half_open:
-            self.probing = under_way
+    def note_trial(self, under_way: bool, well: bool = False) -> None:
+        """Under an allowance, it was sent a request; or that has its first token, or has ended.
+
+        well: as it should; the allowance grows.
+        """
+        room = self.has_room
+        self._trials += 1 if under_way else -1
+        if well and self.allowance:
+            if self.half_open:
+                log.info("engine %s %s: does well again", self.id, self.url)
+            self._strikes = 0
+            self._allow(self.allowance + 1 if self.allowance < SLOW_START else 0)
+        if self.has_room != room:
             self._fleet.refresh()
 
-    def _open_half(self, yes: bool) -> None:
-        self.half_open = yes
-        self.probing = False
-        self._fleet.half_open(self, yes)
+    @property
+    def has_room(self) -> bool:
+        """Its allowance is not used up."""
+        return not self.allowance or self._trials < self.allowance
+
+    @property
+    def half_open(self) -> bool:
+        """It was ejected, and has not done well since."""
+        return self.allowance == 1
+
+    def _allow(self, requests: int) -> None:
+        self.allowance = requests
+        self._fleet.on_trial(self, requests > 0)
 
     def _hold(self) -> float:
         """Seconds that the next ejection holds."""
@@ -162,6 +182,9 @@ class Instance:
         self._misses = 0
         self._refused_since = None
         self._silent_since_start = False
+        if self._known and (self._refused or not self.answers):
+            self._allow(RESTARTED)
+        self._known = True
         if not self.answers:
             self.answers = True
             log.info("engine %s %s: answers", self.id, self.url)
@@ -172,7 +195,7 @@ class Instance:
             self._ejected = False
             self._strikes = 0
             log.info("engine %s %s: half-open", self.id, self.url)
-            self._open_half(True)
+            self._allow(1)
         elif not self._ejected and now >= self._until + self._calm():
             self._recurs = 0
 

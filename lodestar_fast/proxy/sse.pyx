@@ -164,6 +164,8 @@ cdef class Scanner:
 
     cdef int keep(self, const char* p, Py_ssize_t size) except -1:
         """Take over the tail of a piece. Each byte is copied twice at most."""
+        if not size:
+            return 0
         if self._tail is NULL:
             self._tail = borrow()
         if size >= TAIL:

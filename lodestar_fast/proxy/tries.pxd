@@ -26,7 +26,7 @@ cdef class Tries:
     cdef list _tried  # slots; None: no try has failed
     cdef bint _first_token
     cdef int _slot  # of the try at hand
-    cdef bint _probe  # the instance is half-open, and this is its one request
+    cdef bint _trial  # the instance counts the requests it is sent, and this is one
     cdef bint _retrying  # counts against the retry budget
     cdef bint _late  # a try was given up for its first byte
 
@@ -36,7 +36,7 @@ cdef class Tries:
     cdef bint another(self, str kind) except -1
     cdef int note_retry_after(self, ResponseParser answer) except -1
     cdef void settle(self)
-    cdef int _probe_over(self) except -1
+    cdef int _trial_over(self, bint well) except -1
     cdef int measure(self, ResponseParser answer, Reply reply, double now) except -1
     cdef int complete(self, Reply reply, bint passed_failure, bint excused, double now) except -1
     cdef int _observe(

@@ -5,8 +5,11 @@ wrong here. Each ticket gets exactly one final event, from close(); whoever ends
 calls it. Used by Exchange, which moves the bytes.
 """
 
+from time import time
+
 from lodestar_fast.core.router import Event
 from lodestar_fast.errors import NoInstanceError
+from lodestar_fast.proxy.retry_after import seconds_of
 
 from lodestar_fast.core.router cimport Decision
 from lodestar_fast.proxy.body cimport Routing
@@ -70,9 +73,9 @@ cdef class Tries:
             return False
         self.instance = self.context.instances[self._slot]
         self.context.took(self._slot)
-        if self.context.half_open and self._slot in self.context.half_open:
-            self._probe = True
-            self.instance.note_probe(True)
+        if self.context.on_trial and self._slot in self.context.on_trial:
+            self._trial = True
+            self.instance.note_trial(True)
         return True
 
     cdef bint another(self, str kind) except -1:
@@ -109,12 +112,14 @@ cdef class Tries:
 
     cdef int note_retry_after(self, ResponseParser answer) except -1:
         """An engine is busy. Keep the smallest number of seconds that one named."""
-        cdef bytes value = answer.retry_after
-        if value is not None and value.isdigit() and len(value) < 10:
-            if self.retry_after is None or int(value) < int(self.retry_after):
-                self.retry_after = value
+        if answer.retry_after is None:
+            return 0
+        seconds = seconds_of(answer.retry_after, time())
+        if seconds is not None:
+            if self.retry_after is None or seconds < int(self.retry_after):
+                self.retry_after = b"%d" % seconds
             if answer.status == 503 or answer.status == 429:
-                self.context.note_busy(self._slot, int(value), monotonic())
+                self.context.note_busy(self._slot, seconds, monotonic())
         return 0
 
     cdef int measure(self, ResponseParser answer, Reply reply, double now) except -1:
@@ -131,9 +136,8 @@ cdef class Tries:
             self._first_token = True
             self.tokens = 1
             self._observe(self.ticket, FIRST_TOKEN, now)
-            if self._probe:
-                self._probe_over()
-                self.instance.note_success()
+            if self._trial:
+                self._trial_over(True)
         if events > self.tokens:
             self._observe(self.ticket, TOKENS, now, events - self.tokens)
             self.tokens = events
@@ -162,6 +166,8 @@ cdef class Tries:
                 kind = "stream_error"
             elif reply.scanner.aborted():
                 kind = "aborted"
+        if self._trial:
+            self._trial_over(kind is None)
         self.close(DONE if kind is None else FAILED, now)
         if kind is None:
             self.instance.note_success()
@@ -176,8 +182,8 @@ cdef class Tries:
             self.ticket = 0
             self._observe(ticket, FINAL[<int> event], now, self.tokens)
             self.context.gave(self._slot)
-            if self._probe:
-                self._probe_over()
+            if self._trial:
+                self._trial_over(False)
         return 0
 
     cdef int _observe(
@@ -189,9 +195,9 @@ cdef class Tries:
             self.context.router.observe(ticket, event, now, tokens, cached)
         return 0
 
-    cdef int _probe_over(self) except -1:
-        self._probe = False
-        self.instance.note_probe(False)
+    cdef int _trial_over(self, bint well) except -1:
+        self._trial = False
+        self.instance.note_trial(False, well)
         return 0
 
     cdef void forget(self):
