@@ -16,7 +16,8 @@ from typing import Any
 
 from lodestar_fast.core.policies import POLICIES
 from lodestar_fast.sim.gpus import parse_fleet
-from lodestar_fast.sim.run import Outcome, Simulation, make_jobs
+from lodestar_fast.sim.jobs import Outcome, make_jobs
+from lodestar_fast.sim.run import Simulation
 from lodestar_fast.sim.workload import read_trace
 
 MODES = ("full", "told nothing", "blind")

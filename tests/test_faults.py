@@ -14,7 +14,8 @@ from lodestar_fast.core.router import Decision
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.faults import read_events
 from lodestar_fast.sim.gpus import parse_fleet, spec
-from lodestar_fast.sim.run import Job, Simulation, make_jobs
+from lodestar_fast.sim.jobs import Job, make_jobs
+from lodestar_fast.sim.run import Simulation
 from lodestar_fast.sim.workload import Request
 
 

@@ -19,7 +19,8 @@ from lodestar_fast.governor import Governor, share_of
 from lodestar_fast.learner import export
 from lodestar_fast.learner.thread import InlineLearner
 from lodestar_fast.sim.gpus import parse_fleet
-from lodestar_fast.sim.run import Job, Outcome, Simulation, make_jobs
+from lodestar_fast.sim.jobs import Job, Outcome, make_jobs
+from lodestar_fast.sim.run import Simulation
 from lodestar_fast.sim.workload import read_trace
 from tests import batches
 

@@ -9,8 +9,9 @@ import pytest
 
 from lodestar_fast.core.policies import POLICIES
 from lodestar_fast.sim.gpus import parse_fleet, spec
+from lodestar_fast.sim.jobs import Job, make_jobs, summarise
 from lodestar_fast.sim.oracle import INF, Oracle, Regret, first_token, first_tokens
-from lodestar_fast.sim.run import Job, Simulation, make_jobs, summarise
+from lodestar_fast.sim.run import Simulation
 from lodestar_fast.sim.workload import Request
 
 

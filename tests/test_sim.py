@@ -14,7 +14,8 @@ from lodestar_fast.core.policies import POLICIES
 from lodestar_fast.learner.thread import InlineLearner
 from lodestar_fast.sim.events import Events
 from lodestar_fast.sim.gpus import parse_fleet, spec
-from lodestar_fast.sim.run import Job, Outcome, Simulation, make_jobs, summarise
+from lodestar_fast.sim.jobs import Job, Outcome, make_jobs, summarise
+from lodestar_fast.sim.run import Simulation
 from lodestar_fast.sim.workload import Request, read_trace
 
 TRACE = Path(lodestar_fast.__file__).parent / "data" / "mooncake_conversation.jsonl.gz"

@@ -17,7 +17,8 @@ from lodestar_fast.core.enums import Reason
 from lodestar_fast.core.policies import Candidates, Policy
 from lodestar_fast.core.router import Decision
 from lodestar_fast.sim.engine import Engine
-from lodestar_fast.sim.run import Job, Simulation, fits
+from lodestar_fast.sim.jobs import Job, fits
+from lodestar_fast.sim.run import Simulation
 
 INF = float("inf")
 

@@ -18,81 +18,21 @@ back has an empty cache.
 from __future__ import annotations
 
 import random
-from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from lodestar_fast.clock import VirtualClock
 from lodestar_fast.core.policies import ExpectedCompletion, Policy
 from lodestar_fast.core.router import Decision, Event, Router
 from lodestar_fast.errors import NoInstanceError
 from lodestar_fast.learner import Learner, tick
-from lodestar_fast.sim.blocks import hash_prompt
 from lodestar_fast.sim.engine import Engine
 from lodestar_fast.sim.events import Events
 from lodestar_fast.sim.gpus import EngineSpec
-from lodestar_fast.sim.workload import BYTES_PER_TOKEN, Request, prompt_bytes
+from lodestar_fast.sim.jobs import NAN, Job, Outcome, fits
 
-NAN = float("nan")
 TOKENS = Event.TOKENS  # looking a member up takes as long as observing it
 MOST_SLOTS = 1024  # the core's own limit (csrc/lodestar.h)
-
-
-class Job(NamedTuple):
-    """A request with its engine blocks found: done once, used for every policy."""
-
-    arrival: float  # seconds
-    request: Request
-    hashes: array[int]  # of the prompt's full engine blocks
-    prompt_tokens: int
-    output_tokens: int
-
-    @property
-    def prompt(self) -> bytes:
-        """Made anew: kept, the prompts of a long trace would be gigabytes."""
-        return prompt_bytes(self.request)
-
-
-def make_jobs(requests: Iterable[Request], block: int = 16) -> list[Job]:
-    """The requests of a trace with their engine blocks (`block` tokens each)."""
-    jobs = []
-    for r in requests:
-        hashes = hash_prompt(prompt_bytes(r), block * BYTES_PER_TOKEN)
-        jobs.append(Job(r.arrival, r, hashes, r.prompt_tokens, max(1, r.output_tokens)))
-    return jobs
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of one job. Times in seconds; NaN where it did not come to that."""
-
-    index: int
-    arrival: float
-    slot: int
-    reason: int  # core.Reason
-    predicted: float
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0  # found in the engine's cache
-    hit_tokens: int = 0  # what the router believed
-    ttft: float = NAN
-    e2e: float = NAN
-    error: str = ""  # why it failed; empty: it did not
-    decision: float = NAN  # what the timer saw route() take
-
-    @property
-    def tpot(self) -> float:
-        """Seconds per output token after the first."""
-        return (self.e2e - self.ttft) / (self.output_tokens - 1) if self.output_tokens > 1 else NAN
-
-
-def fits(spec: EngineSpec, job: Job) -> bool:
-    """Whether an engine's cache can hold the job at all; the last token's place is not needed."""
-    room = (spec.blocks - spec.reserved_blocks) * spec.block
-    return job.prompt_tokens + job.output_tokens - 1 <= room
 
 
 def most_engines(engines: int) -> int:
@@ -106,6 +46,14 @@ class Ticking(Protocol):
     def tick(self, router: Router, now: float) -> Any: ...
 
 
+class Watching(Protocol):
+    """Told of each request at the moment at which the router knows."""
+
+    def dispatched(self, index: int, slot: int) -> None: ...
+    def first_token(self, index: int, slot: int) -> None: ...
+    def ended(self, index: int, slot: int, failed: bool) -> None: ...
+
+
 class Simulation:
     """One run. Make it, call run() once.
 
@@ -114,7 +62,7 @@ class Simulation:
     calls: (time, call) to be made with this Simulation at that time: faults, joins, drains.
     timer: read around each decision, for Outcome.decision; no result depends on it. probe: called
     with (self, index, decision) after a decision, before the engine gets the request; must change
-    nothing. governor: ticks in place of policy and learner.
+    nothing. governor: ticks in place of policy and learner. watcher: told of each request.
     """
 
     def __init__(
@@ -133,6 +81,7 @@ class Simulation:
         timer: Callable[[], float] | None = None,
         probe: Callable[[Simulation, int, Decision], None] | None = None,
         governor: Ticking | None = None,
+        watcher: Watching | None = None,
     ) -> None:
         self.clock = VirtualClock()
         slots = most_engines(len(specs))
@@ -149,7 +98,7 @@ class Simulation:
         self._events = Events(self.clock)
         self._seed, self._jitter = seed, jitter
         self._tick = tick_seconds
-        self._timer, self._probe = timer, probe
+        self._timer, self._probe, self._watcher = timer, probe, watcher
         self._lossy = random.Random(seed)  # which reports are lost
         self._frozen: dict[int, tuple[int, int, float]] = {}  # by slot: what it keeps reporting
         self._down: set[int] = set()  # crashed slots
@@ -278,6 +227,8 @@ class Simulation:
         )
         if self._probe:
             self._probe(self, index, d)
+        if self._watcher:
+            self._watcher.dispatched(index, d.slot)
         engine = self.engines[d.slot]
         if not fits(engine.spec, job):
             self._fail_later(index, "longer than the cache")
@@ -293,7 +244,12 @@ class Simulation:
     def _fail(self, index: int, error: str) -> None:
         self.outcomes[index].error = error
         self.router.observe(self._tickets[index], Event.FAILED, self.clock.now())
+        self._end(index, failed=True)
+
+    def _end(self, index: int, failed: bool) -> None:
         self._open -= 1
+        if self._watcher and (slot := self.outcomes[index].slot) >= 0:
+            self._watcher.ended(index, slot, failed)
 
     def _plan(self, slot: int) -> None:
         """See to it that the end of an engine's running iteration is on the heap, once."""
@@ -325,12 +281,14 @@ class Simulation:
             else:
                 self.outcomes[rid].ttft = now - self.outcomes[rid].arrival
                 observe(tickets[rid], Event.FIRST_TOKEN, now)
+                if self._watcher:
+                    self._watcher.first_token(rid, self.outcomes[rid].slot)
             if finished:
                 o = self.outcomes[rid]
                 o.e2e = now - o.arrival
                 observe(tickets[rid], Event.USAGE, now, o.prompt_tokens, cached=o.cached_tokens)
                 observe(tickets[rid], Event.DONE, now, o.output_tokens)
-                self._open -= 1
+                self._end(rid, failed=False)
 
     def _gauges(self, slot: int) -> tuple[int, int, float]:
         engine = self.engines[slot]
@@ -353,26 +311,3 @@ class Simulation:
         elif self.learner is not None:
             tick(self.router, self.learner)
         self._events.at(now + self._tick, self._learn)
-
-
-def summarise(outcomes: Sequence[Outcome], skip_seconds: float = 0.0) -> dict[str, Any]:
-    """Mean and percentiles of TTFT and TPOT in seconds, without what arrived before skip_seconds.
-
-    hit_ratio: share of prompt tokens found in the engines' caches.
-    """
-    counted = [o for o in outcomes if o.arrival >= skip_seconds]
-    prompt = sum(o.prompt_tokens for o in counted)
-    return {
-        "requests": len(counted),
-        "ttft": _distribution(o.ttft for o in counted),
-        "tpot": _distribution(o.tpot for o in counted),
-        "hit_ratio": sum(o.cached_tokens for o in counted) / prompt if prompt else NAN,
-    }
-
-
-def _distribution(values: Iterable[float]) -> dict[str, float]:
-    known = np.array([v for v in values if v == v])
-    if not len(known):
-        return dict.fromkeys(("mean", "p50", "p90", "p99"), NAN)
-    p50, p90, p99 = np.percentile(known, (50, 90, 99)).tolist()
-    return {"mean": float(known.mean()), "p50": p50, "p90": p90, "p99": p99}

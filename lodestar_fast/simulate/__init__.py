@@ -23,6 +23,8 @@ from lodestar_fast.sim.gpus import COEFFICIENTS, GPUS, MODEL, MODELS, EngineSpec
 from lodestar_fast.simulate.plan import (
     LEARNED,
     ORACLE,
+    PAPER,
+    SIMULATED,
     TRACE,
     Measured,
     Plan,
@@ -98,8 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         default=DEFAULT,
         metavar="A,B",
-        help=f"policies to compare; `all` of them, and `{ORACLE}`, which sees what no router can: "
-        f"the clairvoyant greedy. With settings: {LEARNED}:margin=1.2:model=linear [{DEFAULT}]",
+        help=f"policies to compare; `all` of them, and, only here: `{ORACLE}`, the clairvoyant "
+        f"greedy, which sees what no router can, and `{PAPER}`, the published system. "
+        f"With settings: {LEARNED}:margin=1.2:model=linear [{DEFAULT}]",
     )
     add("--learner", default="mlp", choices=("linear", "mlp"), help=f"model of {LEARNED} [mlp]")
     add("--seed", type=count, default=1, metavar="K", help="seed of arrivals and policies [1]")
@@ -252,11 +255,11 @@ def run(args: argparse.Namespace) -> int:
 def _policies(text: str) -> list[str]:
     names: list[str] = []
     for name in text.replace(",", " ").split():
-        if name not in ("all", ORACLE):
-            if settings(name)[0] not in POLICIES:
+        if name != "all":
+            if settings(name)[0] not in (*POLICIES, *SIMULATED):
                 raise ConfigError(
                     f"--policy: no policy `{name}`; there are: "
-                    + ", ".join([*sorted(POLICIES), ORACLE, "all"])
+                    + ", ".join([*sorted(POLICIES), *SIMULATED, "all"])
                 )
             make_policy(name)  # its settings may be wrong
         names += sorted(POLICIES) if name == "all" else [name]

@@ -21,13 +21,16 @@ from lodestar_fast.errors import ConfigError, InvariantError
 from lodestar_fast.learner import Learner
 from lodestar_fast.sim.faults import Call, read_events
 from lodestar_fast.sim.gpus import MODEL, EngineSpec, parse_fleet
+from lodestar_fast.sim.jobs import Job, Outcome, make_jobs
 from lodestar_fast.sim.oracle import Oracle, Regret
-from lodestar_fast.sim.run import MOST_SLOTS, Job, Outcome, Simulation, make_jobs
+from lodestar_fast.sim.run import MOST_SLOTS, Simulation
 from lodestar_fast.sim.workload import Trace, read_trace
 from lodestar_fast.summary import Record
 
 TRACE = str(files("lodestar_fast") / "data" / "mooncake_conversation.jsonl.gz")
 ORACLE = Oracle.name
+PAPER = "lodestar-paper"
+SIMULATED = (ORACLE, PAPER)  # policies that are only here
 LEARNED = "lodestar"
 WARM_UP = 0.1  # of a run: what arrives in it is in no latency
 STEPS = 50  # of progress in a run
@@ -145,13 +148,30 @@ def make_policy(name: str) -> tuple[Policy, dict[str, Any]]:
     policy, values = settings(name)
     ours = LearnerConfig.__struct_fields__ if policy == LEARNED else ()
     own = {k: v for k, v in values.items() if k not in ours}
+    kind = _class(policy)
     try:
-        chooser = POLICIES[policy](**own)
+        chooser = kind(**own)
     except (TypeError, ValueError) as e:
         raise ConfigError(f"--policy: {name}: {e}") from None
-    if own and _ignores_settings(POLICIES[policy]):
+    if own and _ignores_settings(kind):
         raise ConfigError(f"--policy: {name}: {policy} has no settings")
     return chooser, {k: v for k, v in values.items() if k in ours}
+
+
+def _class(policy: str) -> type[Policy]:
+    """Raises ConfigError if torch is needed and missing."""
+    if policy == ORACLE:
+        return Oracle
+    if policy == PAPER:
+        try:
+            from lodestar_fast.sim.paper.policy import Paper
+        except ModuleNotFoundError as e:
+            raise ConfigError(
+                f"--policy: {PAPER}: {e.name} is not installed "
+                "(pip install 'lodestar-fast[learner]')"
+            ) from None
+        return Paper
+    return POLICIES[policy]
 
 
 def _ignores_settings(policy: type[Policy]) -> bool:
@@ -202,7 +222,9 @@ def run_one(
             for k in range(1, STEPS + 1)
         ]
     regret = Regret(seed) if plan.regret else None
-    chooser, tuning = (Oracle(), {}) if policy == ORACLE else make_policy(policy)
+    chooser, tuning = make_policy(policy)
+    in_world: Any = chooser if chooser.name in SIMULATED else None
+    paper = in_world if chooser.name == PAPER else None
     learner = make_learner(plan, tuning) if chooser.name == LEARNED else None
     world = Simulation(
         jobs,
@@ -216,9 +238,11 @@ def run_one(
         calls=calls,
         timer=timer,
         probe=regret,
+        governor=paper,
+        watcher=paper,
     )
-    if isinstance(chooser, Oracle):
-        chooser.world = world
+    if in_world:
+        in_world.world = world
     outcomes = world.run()
     if error := world.router.stats()["policy_error"]:
         raise InvariantError(f"policy {policy}: {error}")

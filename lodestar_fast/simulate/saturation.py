@@ -15,8 +15,9 @@ from statistics import fmean
 
 from lodestar_fast.core.router import Decision
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.sim.jobs import fits, make_jobs
 from lodestar_fast.sim.oracle import Oracle
-from lodestar_fast.sim.run import Simulation, fits, make_jobs
+from lodestar_fast.sim.run import Simulation
 from lodestar_fast.simulate.plan import Plan, fleet, workload
 
 KEEPS_UP = 0.99

@@ -107,6 +107,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
+LEARNERS = ("lodestar", "lodestar-paper")  # policies with a model
 STANDARD_ERROR = "+-"
 NOTE = f"{STANDARD_ERROR}: standard error of the mean TTFT over the seeds"
 
@@ -133,7 +134,7 @@ def result_rows(
         cells += [_percent(_mean(its, key)) for key in ("hit_ratio", "slo_attainment")]
         cells.append(f"{_mean(its, 'preemptions') or 0:,.0f}")
         cells.append(
-            _percent(_mean(its, "learned_share")) if name.split(":")[0] == "lodestar" else "-"
+            _percent(_mean(its, "learned_share")) if name.split(":")[0] in LEARNERS else "-"
         )
         if regret:
             cells.append(_ms(_mean(its, "regret_ms", "mean")))
