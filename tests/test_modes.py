@@ -226,6 +226,23 @@ def test_the_error_is_the_median_over_the_newest_predictions() -> None:
     assert (found.window, found.measured) == (0, 300)
 
 
+def test_the_newest_pairs_of_predicted_and_measured_are_kept() -> None:
+    draw, found = np.random.default_rng(4), Evidence()
+    assert found.recent() == []
+    n = 700
+    ttft, predicted = draw.uniform(0.01, 2, n), draw.uniform(0.01, 2, n)
+    reason = draw.choice(list(Reason), n)
+    for part in (slice(0, 5), slice(5, n)):
+        columns = {"ttft": ttft[part], "predicted": predicted[part], "reason": reason[part]}
+        found.take(batch(len(ttft[part]), **columns))
+        expected = np.stack([predicted, ttft, reason], 1)[max(0, part.stop - 512) : part.stop]
+        assert np.array(found.recent()) == pytest.approx(expected, rel=1e-6)
+    found.take(batches.pack(batches.rows(1, event=Event.ABANDONED, ttft=3.0, predicted=1.0)))
+    assert found.measured == n + 1 and found.recent()[-1][2] == reason[-1], "no first token came"
+    found.forget()
+    assert len(found.recent()) == 512
+
+
 def test_what_was_given_up_counts_only_beyond_the_prediction() -> None:
     found = Evidence()
     for event, waited, counts in (

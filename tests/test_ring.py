@@ -27,7 +27,7 @@ def test_a_ring_holds_the_newest_values_and_their_mean(capacity: int, gaps: list
         now += gap
         router.observe(ticket, Event.TOKENS, now, 1)
     newest = [float(value) for value in seen[::-1][:capacity]]
-    assert router._ring(0, "inter_token") == newest
+    assert router.ring(0, "inter_token") == newest
     mean = sum(newest) / len(newest) if newest else 0.0
     # A value that left a full ring may leave its rounding behind, until the next turn.
     slack = 1e-15 * sum(map(float, seen[-2 * capacity :]))
@@ -39,15 +39,15 @@ def test_tokens_that_arrive_together_share_their_gap() -> None:
     ticket = router.route(b"", 0.0).ticket
     router.observe(ticket, Event.FIRST_TOKEN, 1.0)
     router.observe(ticket, Event.TOKENS, 3.0, tokens=4)
-    assert router._ring(0, "inter_token") == [0.5]
+    assert router.ring(0, "inter_token") == [0.5]
 
 
 def test_each_instance_has_rings_of_its_own() -> None:
     router = make_router(instances=2)
     ticket = router.route(b"", 0.0).ticket
     router.observe(ticket, Event.FIRST_TOKEN, 0.25)
-    assert router._ring(0, "ttft") == [0.25]
-    assert router._ring(1, "ttft") == []
+    assert router.ring(0, "ttft") == [0.25]
+    assert router.ring(1, "ttft") == []
     assert router.instance(1)["recent_ttft"] == 0.0
 
 
@@ -56,5 +56,5 @@ def test_a_slot_taken_anew_starts_empty() -> None:
     router.observe(router.route(b"", 0.0).ticket, Event.FIRST_TOKEN, 0.25)
     router.remove_instance(0)
     assert router.add_instance("next") == 0
-    assert router._ring(0, "ttft") == []
+    assert router.ring(0, "ttft") == []
     assert router.instance(0)["ttft"][1] == [0] * 17

@@ -89,9 +89,9 @@ def test_tokens_that_come_with_the_first_are_no_interval() -> None:
     ticket = router.route(PROMPT, 1.0).ticket
     router.observe(ticket, Event.FIRST_TOKEN, 1.5)
     router.observe(ticket, Event.TOKENS, 1.5, tokens=3)
-    assert router._ring(0, "inter_token") == []
+    assert router.ring(0, "inter_token") == []
     router.observe(ticket, Event.TOKENS, 1.75, tokens=1)
-    assert router._ring(0, "inter_token") == [0.25]
+    assert router.ring(0, "inter_token") == [0.25]
 
 
 @pytest.mark.parametrize("event", [Event.DONE, Event.FAILED, Event.ABANDONED, Event.TIMEOUT])

@@ -10,12 +10,16 @@ cdef struct tally:
 cdef enum:
     ARMS = 3                         # AGREED, DEVIATED, CONTROL of evidence.pyx
     WINDOW = 128                     # first tokens that the median error is taken over
+    PAIRS = 512                      # first tokens that are kept with what was predicted
 
 
 cdef class Evidence:
     cdef readonly long long measured  # first tokens with a prediction since the start
     cdef double errors[WINDOW]        # newest |log(measured / predicted)|, a ring
     cdef Py_ssize_t held, at          # how many are in it; where the next goes
+    cdef float pairs[PAIRS][2]        # newest (predicted, measured) in seconds, a ring
+    cdef unsigned char reasons[PAIRS]
+    cdef long long paired             # how many there were; the next goes at this modulo PAIRS
     cdef tally arms[ARMS]
     cdef long long requests[2]        # of the learned policy, of the fallback; since the start
     cdef double seconds[2]            # sums of their measured TTFTs

@@ -19,8 +19,11 @@ class Evidence:
     def window(self) -> int: ...  # how many of them `error` is taken over, at most 128
     @property
     def error(self) -> float: ...  # median |log(measured / predicted)|; NaN without any
+    def recent(self) -> list[tuple[float, float, int]]:
+        """The last 512 first tokens, oldest first: predicted and measured TTFT in seconds, and the
+        Reason as a number."""
     def forget(self) -> None:
-        """Start anew, but for `measured` and totals()."""
+        """Start anew, but for `measured`, recent() and totals()."""
     def compare_anew(self) -> None:
         """Empty the arms."""
 

@@ -67,10 +67,16 @@ cdef class Evidence:
             return
         if not isfinite(s.predicted) or censored and s.ttft <= s.predicted:
             return
+        cdef Py_ssize_t at
         self.measured += 1
         self.errors[self.at] = fabs(log((s.ttft + FLOOR) / (s.predicted + FLOOR)))
         self.at = (self.at + 1) % WINDOW
         self.held = min(self.held + 1, WINDOW)
+        if not censored:
+            at = self.paired % PAIRS
+            self.pairs[at][0], self.pairs[at][1] = s.predicted, s.ttft
+            self.reasons[at] = s.reason
+            self.paired += 1
         if not s.reference > 0:
             return
         cdef int arm
@@ -103,6 +109,11 @@ cdef class Evidence:
         if self.held == 0:
             return float("nan")
         return sorted([self.errors[i] for i in range(self.held)])[self.held // 2]
+
+    def recent(self):
+        cdef Py_ssize_t i, n = min(self.paired, PAIRS)
+        return [(self.pairs[i][0], self.pairs[i][1], self.reasons[i]) for i in (
+            (self.paired - n + k) % PAIRS for k in range(n))]
 
     def forget(self):
         self.held = self.at = 0

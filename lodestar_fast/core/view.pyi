@@ -31,6 +31,8 @@ class RouterView:
         reported, reported_at, reported_running, reported_waiting, reported_kv_usage
         ttft H | decisions, done, failed, abandoned, timeout: counts since it was added
         """
+    def ring(self, slot: int, name: str) -> list[float]:
+        """The values of a ring, newest first: "ttft", "prefill_rate" or "inter_token"."""
     def slots(self) -> list[int]: ...
 
     # -- for tests and benches --
@@ -40,7 +42,5 @@ class RouterView:
         """Hash as route() does, so often; how many blocks."""
     def _match(self, prompt: bytes, seed: bytes = b"", repeat: int = 1) -> dict[int, int]:
         """{slot: blocks of this prompt it is believed to hold}. Hashed once, looked up so often."""
-    def _ring(self, slot: int, name: str) -> list[float]:
-        """The values of a ring, newest first: "ttft", "prefill_rate" or "inter_token"."""
     def _check(self) -> None:
         """Raise InvariantError unless every counter and link is as it must be. Slow."""

@@ -94,6 +94,13 @@ cdef class RouterView:
             "timeout": x.finals[<int>LS_TIMEOUT],
         }
 
+    def ring(self, Py_ssize_t slot, str name not None):
+        cdef ls_instance *x = self.known(slot)
+        cdef const ls_ring *ring = &x.ttft
+        if name != "ttft":
+            ring = &x.prefill_rate if name == "prefill_rate" else &x.inter_token
+        return [ls_ring_get(ring, i) for i in range(ring.length)]
+
     # -- for tests and benches --
 
     def _hash(self, bytes prompt not None, bytes seed not None=b""):
@@ -120,14 +127,6 @@ cdef class RouterView:
             &self.r.key, PyBytes_AS_STRING(seed), PyBytes_GET_SIZE(seed),
             PyBytes_AS_STRING(prompt), PyBytes_GET_SIZE(prompt), self.r.config.block_bytes,
             self.r.hashes, LS_MAX_BLOCKS)
-
-    def _ring(self, Py_ssize_t slot, str name not None):
-        """The values of a ring, newest first: "ttft", "prefill_rate" or "inter_token"."""
-        cdef ls_instance *x = self.known(slot)
-        cdef const ls_ring *ring = &x.ttft
-        if name != "ttft":
-            ring = &x.prefill_rate if name == "prefill_rate" else &x.inter_token
-        return [ls_ring_get(ring, i) for i in range(ring.length)]
 
     def _check(self):
         """Raise InvariantError unless every counter and link is as it must be. Slow."""
