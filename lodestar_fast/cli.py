@@ -47,7 +47,9 @@ def _metavar(option: Option) -> str:
     values = getattr(option.type, "values", None)  # of a Literal
     if values:
         return "|".join(values)
-    named = {bool: "true|false", int: "N", float: "S", list: "URL"}
+    named = {bool: "true|false", int: "N", float: "S"}
+    if isinstance(option.default, list):
+        return "URL" if option.name.endswith("urls") else "NAME"
     return named.get(type(option.default), option.name.rpartition("_")[2].upper())
 
 
@@ -102,8 +104,9 @@ def _load_config(args: argparse.Namespace) -> Config:
         except UnicodeDecodeError:
             raise ConfigError(f"--config: {path}: not UTF-8") from None
     flags = {option.name: getattr(args, option.name) for option in config.options()}
-    if urls := flags["worker_urls"]:
-        flags["worker_urls"] = [url for part in urls for url in part.replace(",", " ").split()]
+    for name, value in flags.items():
+        if isinstance(value, list):  # words, each of which may hold several
+            flags[name] = [item for part in value for item in part.replace(",", " ").split()]
     return config.resolve(flags, environ, toml, path)
 
 
@@ -148,11 +151,13 @@ def _check_config(args: argparse.Namespace) -> int:
     import msgspec
 
     from lodestar_fast import build
+    from lodestar_fast.proxy.discovery.watching import sources
     from lodestar_fast.proxy.reload import parse_urls, read_all_keys
 
     build.make_router(config)
     parse_urls(config.fleet.worker_urls)
     read_all_keys(config)
+    sources(config.discovery)
     tree = msgspec.to_builtins(config)
     print(json.dumps(tree, indent=2) if args.json else _toml(tree), end="\n" if args.json else "")
     return 0

@@ -75,6 +75,38 @@ class FleetConfig(_Section, frozen=True):
     scrape_interval: Annotated[Seconds, _doc("seconds between scrapes of engine metrics")] = 0.1
 
 
+class DiscoveryConfig(_Section, frozen=True):
+    """Where engines are found besides worker_urls; several sources make a union."""
+
+    discovery_file: Annotated[
+        str, _doc("file of engine URLs that is watched: one a line, or TOML with worker_urls")
+    ] = ""
+    discovery_dns: Annotated[
+        list[str],
+        _doc("names looked up again and again: name:port, or _port._tcp.name for SRV records"),
+    ] = []
+    discovery_interval: Annotated[Seconds, _doc("seconds between looks at the file and DNS")] = 2.0
+    discovery_linger: Annotated[
+        Seconds, _doc("seconds an idle engine is remembered after it has gone")
+    ] = 30.0
+    kubernetes_selector: Annotated[
+        str, _doc("label selector of the EndpointSlices to watch, that is of their Services")
+    ] = ""
+    kubernetes_namespace: Annotated[
+        str, Meta(pattern="^[a-z0-9-]*$"), _doc("their namespace; empty: the router's own")
+    ] = ""
+    kubernetes_port: Annotated[
+        str, _doc("their port, by name or number; empty: the only one there is")
+    ] = ""
+    kubernetes_resync: Annotated[
+        Seconds, _doc("seconds after which slices are listed anew and a watch is taken for dead")
+    ] = 60.0
+    kubernetes_api: Annotated[str, _doc("URL of the API server")] = "https://kubernetes.default.svc"
+    kubernetes_credentials: Annotated[
+        str, _doc("folder with the service account's token, ca.crt and namespace")
+    ] = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
 class RoutingConfig(_Section, frozen=True):
     """How an engine is chosen."""
 
@@ -165,6 +197,7 @@ class Config(_Section, frozen=True):
 
     serve: ServeConfig = ServeConfig()
     fleet: FleetConfig = FleetConfig()
+    discovery: DiscoveryConfig = DiscoveryConfig()
     routing: RoutingConfig = RoutingConfig()
     limits: LimitsConfig = LimitsConfig()
     learner: LearnerConfig = LearnerConfig()

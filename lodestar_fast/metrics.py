@@ -15,6 +15,8 @@ What is read, all of it required:
                            reported_kv_usage
     fleet.all              instances: id, url, slot, healthy, draining, failures, ejections, reports
     governor.counts()      as governor.py writes it; governor None: nothing learned decides
+    members                counts() engines by source, changes {change: n}
+    discovery.health()     by source: age, syncs, errors {kind: n}
     learner.status()       state, rounds, train_seconds, samples {kind: n}, restarts,
                            batches_refused, batches_dropped
 
@@ -32,6 +34,7 @@ from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 
 from lodestar_fast.families import counter, gauge, histogram
+from lodestar_fast.metrics_discovery import discovering
 from lodestar_fast.metrics_model import governing, learning
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -69,8 +72,8 @@ class Collector:
     """All metrics of one process. learner: None when the policy does not learn."""
 
     def __init__(self, version: str, proxy: Any) -> None:
-        """proxy: has context, router, fleet, governor, learner (both may be None),
-        incidents and reloads."""
+        """proxy: has context, router, fleet, members, discovery, governor, learner (both may
+        be None), incidents and reloads."""
         self._version = version
         self._proxy = proxy
 
@@ -82,6 +85,7 @@ class Collector:
         counts = proxy.governor.counts(proxy.router) if proxy.governor else {}
         yield from _decisions(policy, proxy.router.stats(), counts.get("fallbacks", {}))
         yield from _instances(proxy.router, proxy.fleet)
+        yield from discovering(proxy.members, proxy.discovery)
         yield from governing(counts)
         yield from learning(policy, proxy.learner.status() if proxy.learner else {})
         yield counter(

@@ -112,6 +112,14 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
             instance=lambda slot: state,
         ),
         fleet=SimpleNamespace(all=[instance(i) for i in range(instances)]),
+        members=SimpleNamespace(
+            counts=lambda: {"static": instances, "file": 3 * n}, changes={"added": 3, "gone": n}
+        ),
+        discovery=SimpleNamespace(
+            health=lambda: (
+                {"file": SimpleNamespace(age=2.5, syncs=9, errors={"invalid": 4})} if busy else {}
+            )
+        ),
         learner=SimpleNamespace(status=lambda: status) if learner else None,
         governor=SimpleNamespace(counts=lambda router: governed) if learner else None,
         incidents={"learner": 1} if busy else {},
@@ -174,6 +182,11 @@ def test_values_and_labels() -> None:
         "lodestar_training_seconds_sum": 0.5,
         "lodestar_training_samples_total kind=used": 11,
         "lodestar_learner_state state=training": 1,
+        "lodestar_discovery_instances source=file": 3,
+        "lodestar_discovery_changes_total change=gone": 1,
+        "lodestar_discovery_age_seconds source=file": 2.5,
+        "lodestar_discovery_syncs_total source=file": 9,
+        "lodestar_discovery_errors_total kind=invalid source=file": 4,
         "lodestar_model_version": 4,
         "lodestar_background_incidents_total kind=learner": 1,
         "lodestar_engine_connections_dropped_total reason=stale": 1,

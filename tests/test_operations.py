@@ -43,7 +43,8 @@ def test_sighup_changes_limits_keys_and_engines_and_loses_nothing(tmp_path: Path
                 lodestar.process.send_signal(signal.SIGHUP)
                 await reloads(lodestar, "applied", 1)
                 _, text = await lodestar.get("/workers", lodestar.admin)
-                assert [w["url"] for w in json.loads(text)["workers"]] == [second.url]
+                workers = {w["url"]: w for w in json.loads(text)["workers"]}
+                assert workers[first.url]["draining"] and not workers[second.url]["draining"]
                 status, _ = await request(lodestar.data, "POST /v1/chat/completions", CHAT)
                 assert status == 401, "keys are needed now"
                 extra = "Authorization: Bearer sesame\r\nX: y"

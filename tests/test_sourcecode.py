@@ -25,7 +25,8 @@ LEAVES = {"config", "clock", "errors", "metrics", "log"}  # nothing of ours but 
 MAY_IMPORT: dict[str, set[str]] = {
     **{leaf: {"errors"} for leaf in LEAVES},
     "families": set(),
-    "metrics": {"families", "metrics_model"},
+    "metrics": {"families", "metrics_discovery", "metrics_model"},
+    "metrics_discovery": {"families"},
     "metrics_model": {"families"},
     "core": {"errors"},
     "features": {"core"},

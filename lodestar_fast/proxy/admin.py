@@ -23,6 +23,7 @@ from lodestar_fast.clock import Clock
 from lodestar_fast.errors import BlobError, ConfigError
 from lodestar_fast.governor import Governor
 from lodestar_fast.metrics import CONTENT_TYPE, Collector, exposition
+from lodestar_fast.proxy.discovery.membership import Membership
 from lodestar_fast.proxy.fleet import Fleet
 from lodestar_fast.proxy.instance import Instance
 
@@ -88,11 +89,13 @@ class Admin:
         collector: Collector,
         model: Model,
         keys: frozenset[bytes] | None,
+        members: Membership | None = None,
     ) -> None:
-        """keys: None if none is set."""
+        """keys: None if none is set. members: who lists the engines; None: nobody but us."""
         self.connections: set[asyncio.Task[None]] = set()
         self.collector = collector
         self._fleet = fleet
+        self._members = members or Membership(fleet)
         self._model = model
         self.keys = keys
 
@@ -126,7 +129,7 @@ class Admin:
             if len(parts) == 2:
                 _allow(method, b"GET", b"DELETE")
                 if method == b"DELETE":
-                    self._fleet.remove(instance.id)
+                    self._remove(instance)
                 return 200, self._describe(instance, removed=method == b"DELETE")
             if parts[2] == "drain":
                 _allow(method, b"POST")
@@ -184,17 +187,23 @@ class Admin:
         try:
             url = msgspec.json.decode(body, type=_NewWorker).url
             before = len(self._fleet)
-            instance = self._fleet.add(url)
+            instance = self._members.add(url)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
             raise Refused(400, f'the body must be {{"url": "http://host:port"}}: {e}') from None
         except ConfigError as e:
             raise Refused(400, str(e)) from None
         return 201 if len(self._fleet) > before else 200, self._describe(instance)
 
+    def _remove(self, instance: Instance) -> None:
+        if others := self._members.remove(instance):
+            names = ", ".join(others)
+            raise Refused(409, f"{names} lists it and would bring it back; drain it, or go there")
+
     def _describe(self, instance: Instance, removed: bool = False) -> dict[str, Any]:
         about = {
             "id": instance.id,
             "url": instance.url,
+            "sources": self._members.owners(instance.url),
             "healthy": instance.healthy,
             "draining": instance.draining,
             "routable": instance.routable,

@@ -1,8 +1,9 @@
 """SIGHUP: a new configuration, checked whole and then in use; or none of it.
 
-What the processes around us would not notice can change: limits, keys, engines and how they are
-watched, the drain grace, the log level, the explanations. Ports, policy, index and learner are made
-once; a configuration that changes them is refused, so that what runs is always what is written.
+What the processes around us would not notice can change: limits, keys, engines, how they are found
+and watched, the drain grace, the log level, the explanations. Ports, policy, index and learner are
+made once; a configuration that changes them is refused, so that what runs is always what is
+written.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import msgspec
 
 from lodestar_fast.config import Config
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.proxy.discovery.membership import STATIC
+from lodestar_fast.proxy.discovery.watching import sources
 from lodestar_fast.proxy.fleet import parse_url
 from lodestar_fast.proxy.keys import read_keys
 
@@ -58,10 +61,10 @@ def read_all_keys(config: Config) -> Keys:
     )
 
 
-def parse_urls(urls: list[str]) -> set[str]:
-    """Engine URLs as we write them. Raises ConfigError."""
+def parse_urls(urls: list[str]) -> list[str]:
+    """Engine URLs as we write them, each once. Raises ConfigError."""
     try:
-        return {parse_url(url)[0] for url in urls}
+        return list(dict.fromkeys(parse_url(url)[0] for url in urls))
     except ConfigError as e:
         raise ConfigError(f"fleet.worker_urls (--worker-urls): {e}") from None
 
@@ -83,27 +86,23 @@ def fixed(old: Config, new: Config) -> list[str]:
 def apply(proxy: Proxy, new: Config) -> None:
     """Put a configuration to use. Raises ConfigError, and then nothing has changed.
 
-    Engines that the old configuration names and the new one does not are removed; their requests
-    end as they will. Those that were added through the admin port stay.
+    Engines that the old configuration names and the new one does not are drained, unless another
+    source lists them. Those that were added through the admin port stay.
     """
     old = proxy.config
     if names := fixed(old, new):
         raise ConfigError("needs a restart: " + ", ".join(names))
     keys = read_all_keys(new)
-    before, after = parse_urls(old.fleet.worker_urls), parse_urls(new.fleet.worker_urls)
-    known = {instance.url: instance.id for instance in proxy.fleet.all}
-    left = set(known) - (before - after)
-    if len(left | after) > new.routing.max_instances:
+    urls = parse_urls(new.fleet.worker_urls)
+    sources(new.discovery)
+    if (count := proxy.members.would_be(STATIC, urls)) > new.routing.max_instances:
         raise ConfigError(
-            f"fleet.worker_urls (--worker-urls): {len(left | after)} engines, but "
+            f"fleet.worker_urls (--worker-urls): {count} engines, but "
             f"routing.max_instances is {new.routing.max_instances}"
         )
     proxy.config = new
     logging.getLogger().setLevel(new.serve.log_level.upper())
     proxy.use(keys)
-    for url in before - after:
-        if url in known:
-            proxy.fleet.remove(known[url])
-    for url in after - before:
-        proxy.fleet.add(url)
+    proxy.members.claim(STATIC, urls)
+    proxy.discovery.use(new.discovery)
     log.info("configuration read again: %d engines", len(proxy.fleet))

@@ -34,6 +34,8 @@ from lodestar_fast.learner import Learner
 from lodestar_fast.metrics import Collector
 from lodestar_fast.proxy import admin, health, reload, scrape
 from lodestar_fast.proxy.context import Context
+from lodestar_fast.proxy.discovery import watching
+from lodestar_fast.proxy.discovery.membership import STATIC, Membership
 from lodestar_fast.proxy.downstream import Downstream
 from lodestar_fast.proxy.fleet import Fleet
 from lodestar_fast.proxy.reload import Keys, parse_urls, read_all_keys
@@ -74,20 +76,21 @@ class Proxy:
         self.incidents: Counter[str] = Counter()
         self.reloads: Counter[str] = Counter()
         keys = read_all_keys(config)
-        parse_urls(config.fleet.worker_urls)
+        urls = parse_urls(config.fleet.worker_urls)
+        watching.sources(config.discovery)
         self.context = Context(router, config.limits, clock, policy_name=router.policy.name)
         self.context.local = self.answer
         self.fleet = Fleet(self.context, config.fleet, router, clock, Pool, self.incidents)
-        for url in config.fleet.worker_urls:
-            try:
-                self.fleet.add(url)
-            except ConfigError as e:
-                raise ConfigError(f"fleet.worker_urls (--worker-urls): {e}") from None
+        self.members = Membership(self.fleet, config.discovery.discovery_linger)
+        for complaint in self.members.claim(STATIC, urls):
+            raise ConfigError(f"fleet.worker_urls (--worker-urls): {complaint}")
+        self.discovery = watching.Discovery(self.members, clock.now, self.incidents)
         self.admin = admin.Admin(
             self.fleet,
             Collector(__version__, self),
             self,
             keys.admins,
+            self.members,
         )
         self._complained: dict[str, float] = {}
         self.use(keys)
@@ -193,6 +196,7 @@ class Proxy:
         """Stop the periodic work; write the checkpoint."""
         for task in self.admin.connections:
             task.cancel()
+        await self.discovery.close()
         await self.fleet.close()
         self.context.stop()
         if self.governor is not None:
@@ -304,7 +308,8 @@ async def serve(
     )
     if announce:
         announce(*addresses)
-    if not len(proxy.fleet):
+    proxy.discovery.use(config.discovery)
+    if not len(proxy.fleet) and not proxy.discovery.health():
         log.warning("no engines: give --worker-urls, or POST /workers to the admin port")
 
     proxy.context.start()
