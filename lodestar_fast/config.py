@@ -101,7 +101,9 @@ class DiscoveryConfig(_Section, frozen=True):
     kubernetes_resync: Annotated[
         Seconds, _doc("seconds after which slices are listed anew and a watch is taken for dead")
     ] = 60.0
-    kubernetes_api: Annotated[str, _doc("URL of the API server")] = "https://kubernetes.default.svc"
+    kubernetes_api: Annotated[str, _doc("where the API server is")] = (
+        "https://kubernetes.default.svc"
+    )
     kubernetes_credentials: Annotated[
         str, _doc("folder with the service account's token, ca.crt and namespace")
     ] = "/var/run/secrets/kubernetes.io/serviceaccount"
