@@ -69,6 +69,10 @@ REFUSED = [
     ({"t": 1, "slot": 0, "crash": 0}, "line 1: field `slot`: unknown with `crash`"),
     ({"t": 1, "join": "z99"}, "line 1: field `join`: unknown GPU 'z99'"),
     ({"t": 1, "join": 3}, "line 1: field `join`"),
+    ({"t": 1, "replace": 2, "gpu": "a30"}, "line 1: field `replace`: no slot 2 at t = 1"),
+    ({"t": 1, "replace": 0}, "line 1: field `gpu`: not the name of a GPU"),
+    ({"t": 1, "replace": 0, "gpu": "z9"}, "line 1: field `gpu`: unknown GPU 'z9'"),
+    ({"t": 1, "crash": 0, "gpu": "a30"}, "line 1: field `gpu`: unknown with `crash`"),
     ({"t": 1, "scrape_s": 0}, "line 1: field `scrape_s`"),
     ({"t": 1, "scrape_loss": 1.5}, "line 1: field `scrape_loss`: a share is at most 1"),
     ({"t": 1, "up": 0}, "line 1: field `up`: slot 0 is up already"),
@@ -188,6 +192,24 @@ def telemetry(folder: Path, *rows: Any) -> list[tuple[float, float, float]]:
     requests = [Request(k, now, 400, 20) for k, now in enumerate(sorted(uneven))]
     simulate(folder, *rows, fleet="a30", jobs=make_jobs(requests), probe=look)
     return seen
+
+
+def test_a_replaced_engine_is_another_one(tmp_path: Path) -> None:
+    """Its requests are lost, its cache too; the slot stays, and the router learns the new one."""
+    same = make_jobs([Request(k, 0.1 * k, 1600, 20, 64, (1, 25)) for k in range(200)])
+    world = simulate(
+        tmp_path, {"t": 8.05, "replace": 0, "gpu": "v100"}, fleet="1xh100+1xa30", jobs=same
+    )
+    lost = [o for o in world.outcomes if o.error]
+    assert lost and all(o.slot == 0 and o.arrival < 8.05 for o in lost)
+    assert world.engines[0].spec.gpu == "v100"
+    its = [o for o in world.outcomes if o.slot == 0 and not o.error]
+    before, after = ([o for o in its if (o.arrival > 8.05) is late] for late in (False, True))
+    assert len(after) > 20 and before[-1].cached_tokens > 1500
+    assert {o.cached_tokens for o in after} == {0}
+    assert min(o.ttft for o in after) > 3 * max(o.ttft for o in before[1:])
+    state = world.router.instance(0)
+    assert state["kv_tokens"] == spec("v100").kv_tokens and not state["prefix_caching"]
 
 
 def test_the_scrape_period_changes(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ start, and one thing that happens then:
     {"t": 230, "drain": 1}               slot 1 gets no new requests
     {"t": 240, "up": 2}                  a crashed or draining slot takes requests (again)
     {"t": 260, "join": "a30"}            an engine joins, as the next slot
+    {"t": 300, "replace": 1, "gpu": "h100"}   slot 1 is another engine now, with an empty cache;
+                                         the requests that it had fail
     {"t": 0, "scrape_s": 1.0}            seconds between scrapes of the engines
     {"t": 0, "scrape_loss": 0.2}         share of scrapes that get no answer
     {"t": 100, "freeze": 0}              slot 0 reports from now on what it reports now
@@ -31,7 +33,9 @@ from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.gpus import MODEL, EngineSpec, spec
 from lodestar_fast.sim.run import Simulation, most_engines
 
-ACTIONS = ("slow", "crash", "drain", "up", "join", "scrape_s", "scrape_loss", "freeze", "thaw")
+TELEMETRY = ("scrape_s", "scrape_loss", "freeze", "thaw")
+ACTIONS = ("slow", "crash", "drain", "up", "join", "replace", *TELEMETRY)
+OTHER_FIELDS = {"slow": {"slot"}, "replace": {"gpu"}}
 ON_A_SLOT = ("crash", "drain", "up", "freeze", "thaw")  # those whose value is the slot
 
 Call = tuple[float, Callable[[Simulation], None]]
@@ -59,6 +63,12 @@ def read_events(
     factors, model: of engines that join, as the fleet has them. Raises ConfigError naming the file,
     the line and the field.
     """
+    faults = read_faults(path, fleet, model)
+    return [(fault.time, _call(fault, factors or {})) for fault in faults]
+
+
+def read_faults(path: str | Path, fleet: Sequence[EngineSpec], model: str = MODEL) -> list[Fault]:
+    """What happens, in order. Raises ConfigError, also if it cannot happen to that fleet."""
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as e:
@@ -70,7 +80,7 @@ def read_events(
     ]
     faults.sort(key=lambda fault: fault.time)
     _check(faults, len(fleet))
-    return [(fault.time, _call(fault, factors or {})) for fault in faults]
+    return faults
 
 
 def _parse(line: bytes, where: str, model: str) -> Fault:
@@ -85,7 +95,7 @@ def _parse(line: bytes, where: str, model: str) -> Fault:
         has = f"has {' and '.join(f'`{name}`' for name in named)}" if named else "says not what"
         raise ConfigError(f"{where}: {has} happens: one of {', '.join(ACTIONS)}")
     (action,) = named
-    extra = row.keys() - {"t", action} - ({"slot"} if action == "slow" else set())
+    extra = row.keys() - {"t", action} - OTHER_FIELDS.get(action, set())
     if extra:
         raise ConfigError(f"{where}: field `{min(extra)}`: unknown with `{action}`")
     time = _number(row, "t", where, 0)
@@ -95,12 +105,9 @@ def _parse(line: bytes, where: str, model: str) -> Fault:
     elif action in ON_A_SLOT:
         slot = _slot(row, action, where)
     elif action == "join":
-        if not isinstance(value, str):
-            raise ConfigError(f"{where}: field `join`: not the name of a GPU")
-        try:
-            value = spec(value, model=model)
-        except ConfigError as e:
-            raise ConfigError(f"{where}: field `join`: {e}") from None
+        value = _gpu(row, "join", where, model)
+    elif action == "replace":
+        slot, value = _slot(row, "replace", where), _gpu(row, "gpu", where, model)
     elif action == "scrape_s":
         value = _number(row, action, where, 0, open_end=True)
     else:
@@ -127,6 +134,16 @@ def _slot(row: dict[str, Any], field: str, where: str) -> int:
     if type(value) is not int or value < 0:
         raise ConfigError(f"{where}: field `{field}`: not a slot, a whole number from 0")
     return value
+
+
+def _gpu(row: dict[str, Any], field: str, where: str, model: str) -> EngineSpec:
+    name = row.get(field)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: field `{field}`: not the name of a GPU")
+    try:
+        return spec(name, model=model)
+    except ConfigError as e:
+        raise ConfigError(f"{where}: field `{field}`: {e}") from None
 
 
 def _check(faults: Sequence[Fault], engines: int) -> None:
@@ -173,6 +190,8 @@ def _call(fault: Fault, factors: Mapping[str, float]) -> Callable[[Simulation], 
                 run.up(slot)
             case "join":
                 run.add(value.scaled(**factors))
+            case "replace":
+                run.replace(slot, value.scaled(**factors))
             case "scrape_s":
                 run.scrape_seconds = value
             case "scrape_loss":

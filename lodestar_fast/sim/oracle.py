@@ -65,6 +65,10 @@ class Oracle(Policy):
     def __init__(self, patience: float = INF) -> None:
         self._patience = patience
 
+    def engine(self, slot: int, now: float) -> Engine:
+        """What it takes for the engine of that slot."""
+        return self.world.engines[slot]
+
     def pick(self, c: Candidates) -> int:
         """The earliest first token; of equal ones the instance with the fewest in flight."""
         world = self.world
@@ -73,7 +77,7 @@ class Oracle(Policy):
         job, now = world.jobs[index], world.clock.now()
         # The least loaded first: what it promises lets most others be given up early.
         order = sorted(range(c.n), key=lambda i: (c.queued_tokens(i), c.inflight(i)))
-        engines = (world.engines[c.slot(i)] for i in order)
+        engines = (self.engine(c.slot(i), now) for i in order)
         best, times = first_tokens(engines, index, job, now, now + self._patience)
         c.reason = Reason.HEURISTIC
         if min(times) == INF:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from math import isnan
 from typing import Any, Protocol
 
 from lodestar_fast.clock import VirtualClock
@@ -49,6 +50,7 @@ class Ticking(Protocol):
 class Watching(Protocol):
     """Told of each request at the moment at which the router knows."""
 
+    def reported(self, slot: int) -> None: ...
     def dispatched(self, index: int, slot: int) -> None: ...
     def first_token(self, index: int, slot: int) -> None: ...
     def ended(self, index: int, slot: int, failed: bool) -> None: ...
@@ -120,12 +122,16 @@ class Simulation:
         assert slot == self.router.add_instance(
             f"{spec.gpu}-{slot}", kv_tokens=spec.kv_tokens, prefix_caching=spec.prefix_caching
         )
-        if isinstance(policy := self.router.policy, ExpectedCompletion):
-            policy.know(slot, spec.c / 1e3, spec.w / 1e3)
+        self._tell(slot, spec)
         self.engines.append(engine)
         self._planned.append(False)
         self._live.append(set())
         return slot
+
+    def _tell(self, slot: int, spec: EngineSpec) -> None:
+        """The one policy that is told what an engine costs."""
+        if isinstance(policy := self.router.policy, ExpectedCompletion):
+            policy.know(slot, spec.c / 1e3, spec.w / 1e3)
 
     def _make(self, spec: EngineSpec, slot: int) -> Engine:
         return Engine(spec, seed=self._seed * 1000 + slot, jitter=self._jitter)
@@ -159,6 +165,16 @@ class Simulation:
         self._draining.discard(slot)
         self.router.set_routable(slot, True)
 
+    def replace(self, slot: int, spec: EngineSpec) -> None:
+        """Another engine stands behind the slot, empty; the requests of the old one are lost."""
+        self.crash(slot)
+        self.engines[slot] = self._make(spec, slot)
+        self.router.configure_instance(
+            slot, kv_tokens=spec.kv_tokens, prefix_caching=spec.prefix_caching
+        )
+        self._tell(slot, spec)
+        self.up(slot)
+
     def routable(self) -> list[int]:
         """Slots that may be chosen."""
         out = self._down | self._draining
@@ -170,6 +186,10 @@ class Simulation:
 
     def thaw(self, slot: int) -> None:
         self._frozen.pop(slot, None)
+
+    def waiting(self, slot: int) -> set[int]:
+        """Jobs there of which no token has been seen."""
+        return {index for index in self._live[slot] if isnan(self.outcomes[index].ttft)}
 
     @property
     def preemptions(self) -> int:
@@ -302,6 +322,8 @@ class Simulation:
             if self.scrape_loss and self._lossy.random() < self.scrape_loss:
                 continue
             self.router.report(slot, now, *(self._frozen.get(slot) or self._gauges(slot)))
+            if self._watcher and slot not in self._frozen:
+                self._watcher.reported(slot)
         self._events.at(now + self.scrape_seconds, self._report)
 
     def _learn(self) -> None:

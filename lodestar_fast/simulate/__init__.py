@@ -19,6 +19,7 @@ from rich.console import Console
 
 from lodestar_fast.core.policies import POLICIES
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.sim.bounds import lower_bounds
 from lodestar_fast.sim.gpus import COEFFICIENTS, GPUS, MODEL, MODELS, EngineSpec
 from lodestar_fast.simulate.plan import (
     LEARNED,
@@ -29,13 +30,15 @@ from lodestar_fast.simulate.plan import (
     Measured,
     Plan,
     events,
+    ever,
     fleet,
+    jobs_of,
     make_policy,
     settings,
     workload,
 )
 from lodestar_fast.simulate.saturation import saturation
-from lodestar_fast.simulate.show import Progress, result_table
+from lodestar_fast.simulate.show import Progress, best_heuristic, references, result_table
 from lodestar_fast.simulate.workers import measure
 from lodestar_fast.slo import in_time
 from lodestar_fast.summary import document, run_summary, write_json
@@ -101,7 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT,
         metavar="A,B",
         help=f"policies to compare; `all` of them, and, only here: `{ORACLE}`, the clairvoyant "
-        f"greedy, which sees what no router can, and `{PAPER}`, the published system. "
+        "greedy, which sees what no router can, `oracle-stale`, which sees it as of the last "
+        "scrape, `oracle-altruistic`, which minds what it does to others, and "
+        f"`{PAPER}`, the published system. "
         f"With settings: {LEARNED}:margin=1.2:model=linear [{DEFAULT}]",
     )
     add("--learner", default="mlp", choices=("linear", "mlp"), help=f"model of {LEARNED} [mlp]")
@@ -162,8 +167,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--events",
         metavar="FILE",
-        help="faults, JSON lines: slow, crash, drain, up, join, scrape_s, scrape_loss, freeze, "
-        'thaw; such as {"t":150,"slot":3,"slow":3.0} or {"t":260,"join":"a30"}',
+        help="faults, JSON lines: slow, crash, drain, up, join, replace, scrape_s, scrape_loss, "
+        'freeze, thaw; such as {"t":150,"slot":3,"slow":3.0} or {"t":260,"join":"a30"}',
     )
     add(
         "--scrape-interval",
@@ -239,8 +244,12 @@ def run(args: argparse.Namespace) -> int:
         )
     title = _title(plan, trace.name, runs)
     out.print(result_table(runs, policies, title))
+    for line in references(runs):
+        out.print(line, highlight=False, soft_wrap=True)
     if args.json:
-        more = {} if capacity is None else {"saturation_rate": round(capacity, 4)}
+        more: dict[str, Any] = {"best_heuristic": best_heuristic(runs)}
+        if capacity is not None:
+            more["saturation_rate"] = round(capacity, 4)
         write_json(args.json, document("simulate", runs, **more))
     if args.report:
         from lodestar_fast.simulate.page import write_page
@@ -316,6 +325,8 @@ def _summaries(
     plan: Plan, trace: str, runs: Sequence[Measured], specs: Sequence[EngineSpec]
 ) -> Iterator[dict[str, Any]]:
     """The entries of one seed."""
+    warm_up = runs[0].warm_up
+    bounds = lower_bounds(jobs_of(plan, runs[0].seed), ever(plan, specs), warm_up)
     baseline = next((run.records for run in runs if run.policy == BASELINE), None)
     for run in runs:
         yield run_summary(
@@ -330,7 +341,10 @@ def _summaries(
             in_time=in_time(specs),
             warm_up=run.warm_up,
             regret=run.regret,
-        ) | {"warm_up_s": round(run.warm_up, 4)}
+        ) | {
+            "warm_up_s": round(run.warm_up, 4),
+            "lower_bound_ms": {k: round((v + plan.delay) * 1e3, 4) for k, v in bounds.items()},
+        }
 
 
 def _title(plan: Plan, trace: str, runs: Sequence[dict[str, Any]]) -> str:

@@ -19,10 +19,11 @@ from lodestar_fast.core.enums import Reason
 from lodestar_fast.core.policies import POLICIES, Policy
 from lodestar_fast.errors import ConfigError, InvariantError
 from lodestar_fast.learner import Learner
-from lodestar_fast.sim.faults import Call, read_events
+from lodestar_fast.sim.faults import Call, read_events, read_faults
 from lodestar_fast.sim.gpus import MODEL, EngineSpec, parse_fleet
 from lodestar_fast.sim.jobs import Job, Outcome, make_jobs
 from lodestar_fast.sim.oracle import Oracle, Regret
+from lodestar_fast.sim.references import AltruisticOracle, StaleOracle
 from lodestar_fast.sim.run import MOST_SLOTS, Simulation
 from lodestar_fast.sim.workload import Trace, read_trace
 from lodestar_fast.summary import Record
@@ -30,7 +31,9 @@ from lodestar_fast.summary import Record
 TRACE = str(files("lodestar_fast") / "data" / "mooncake_conversation.jsonl.gz")
 ORACLE = Oracle.name
 PAPER = "lodestar-paper"
-SIMULATED = (ORACLE, PAPER)  # policies that are only here
+CLAIRVOYANTS = {kind.name: kind for kind in (Oracle, StaleOracle, AltruisticOracle)}
+SIMULATED = (*CLAIRVOYANTS, PAPER)  # policies that are only here ...
+WATCHERS = (PAPER, StaleOracle.name)  # ... and of them, those that are told of each request
 LEARNED = "lodestar"
 WARM_UP = 0.1  # of a run: what arrives in it is in no latency
 STEPS = 50  # of progress in a run
@@ -97,6 +100,13 @@ def events(plan: Plan, specs: Sequence[EngineSpec]) -> list[Call]:
     return read_events(plan.events, specs, plan.factors, plan.model) if plan.events else []
 
 
+def ever(plan: Plan, specs: Sequence[EngineSpec]) -> list[EngineSpec]:
+    """Every engine that is there at some time: the fleet, and what joins or takes a place."""
+    faults = read_faults(plan.events, specs, plan.model) if plan.events else []
+    later = [fault.value for fault in faults if fault.action in ("join", "replace")]
+    return [*specs, *(spec.scaled(**plan.factors) for spec in later)]
+
+
 @lru_cache(maxsize=2)
 def _trace(path: str, block_tokens: int, max_input: int, output_scale: float) -> Trace:
     trace = read_trace(path).rescaled(block_tokens, max_input, output_scale)
@@ -160,8 +170,8 @@ def make_policy(name: str) -> tuple[Policy, dict[str, Any]]:
 
 def _class(policy: str) -> type[Policy]:
     """Raises ConfigError if torch is needed and missing."""
-    if policy == ORACLE:
-        return Oracle
+    if policy in CLAIRVOYANTS:
+        return CLAIRVOYANTS[policy]
     if policy == PAPER:
         try:
             from lodestar_fast.sim.paper.policy import Paper
@@ -224,7 +234,6 @@ def run_one(
     regret = Regret(seed) if plan.regret else None
     chooser, tuning = make_policy(policy)
     in_world: Any = chooser if chooser.name in SIMULATED else None
-    paper = in_world if chooser.name == PAPER else None
     learner = make_learner(plan, tuning) if chooser.name == LEARNED else None
     world = Simulation(
         jobs,
@@ -238,8 +247,8 @@ def run_one(
         calls=calls,
         timer=timer,
         probe=regret,
-        governor=paper,
-        watcher=paper,
+        governor=in_world if chooser.name == PAPER else None,
+        watcher=in_world if chooser.name in WATCHERS else None,
     )
     if in_world:
         in_world.world = world

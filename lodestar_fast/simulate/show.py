@@ -107,6 +107,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
+CLAIRVOYANT = "oracle"  # begins the name of each
 LEARNERS = ("lodestar", "lodestar-paper")  # policies with a model
 STANDARD_ERROR = "+-"
 NOTE = f"{STANDARD_ERROR}: standard error of the mean TTFT over the seeds"
@@ -155,3 +156,37 @@ def result_table(runs: Sequence[dict[str, Any]], policies: Sequence[str], title:
         table.caption = NOTE
         table.caption_justify = "left"
     return table
+
+
+def best_heuristic(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best one in hindsight: of those that do not learn and are not clairvoyant.
+
+    What a learner ought to reach without being told which it is. None if there was none.
+    """
+    names = {run["policy"] for run in runs}
+    levels = {}
+    for name in names:
+        if name.split(":")[0] in LEARNERS or name.startswith(CLAIRVOYANT):
+            continue
+        level = _mean([run for run in runs if run["policy"] == name], "ttft_ms", "mean")
+        if level is not None:
+            levels[name] = level
+    if not levels:
+        return None
+    best = min(sorted(levels), key=levels.__getitem__)
+    return {"policy": best, "ttft_ms": round(levels[best], 4)}
+
+
+def references(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What the means are to be held against, a line each."""
+    lines = []
+    if len({run["policy"] for run in runs}) > 1 and (best := best_heuristic(runs)):
+        lines.append(f"best heuristic in hindsight: {best['policy']}, {_ms(best['ttft_ms'])} ms")
+    first = [run for run in runs if run["policy"] == runs[0]["policy"]]
+    if all(run["lower_bound_ms"] for run in first):
+        idle, pooled = (_mean(first, "lower_bound_ms", kind) for kind in ("idle", "pooled"))
+        lines.append(
+            f"lower bounds of the mean: {_ms(idle)} ms if every request were alone on the fastest "
+            f"engine, {_ms(pooled)} ms on one engine as fast as all, with an infinite cache"
+        )
+    return lines

@@ -189,6 +189,9 @@ class Paper(Policy):
 
     # -- what it is told of its requests --
 
+    def reported(self, slot: int) -> None:
+        """What an engine reports is read from the candidates."""
+
     def dispatched(self, index: int, slot: int) -> None:
         """A decision has been carried out."""
         job = self._world.jobs[index]
