@@ -55,11 +55,12 @@ def _metavar(option: Option) -> str:
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
     """Every option of the configuration, in the groups of its tree."""
-    from lodestar_fast import config
+    from lodestar_fast import aliases, config
 
     parser.usage = f"{parser.prog} [options]"
     parser.epilog = "Brackets hold the default and the environment variable. A flag wins over the "
-    parser.epilog += "variable, the variable over the file. S: seconds."
+    parser.epilog += "variable, the variable over the file. S: seconds. Other routers' names for "
+    parser.epilog += "some of these work too: " + " ".join(aliases.ALIASES) + "."
     parser.add_argument("--config", metavar="FILE", help="TOML file [none] [LODESTAR_CONFIG]")
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in config.options():
@@ -84,11 +85,43 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
             help=f"{option.help} [{default or 'none'}] [{option.variable}]".replace("%", "%%"),
             **kind,
         )
+    for flag, alias in aliases.ALIASES.items():
+        nargs = 0 if alias.value else "+" if alias.name == "worker_urls" else None
+        parser.add_argument(
+            flag, dest=alias.name, action=_Foreign, nargs=nargs, help=argparse.SUPPRESS
+        )
+    for flag in aliases.HINTS:
+        parser.add_argument(flag, action=_Unlike, nargs="*", help=argparse.SUPPRESS)
+
+
+class _Foreign(argparse.Action):
+    """Another router's flag that means what one of ours does."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, args: argparse.Namespace, values: Any, flag: Any = ""
+    ) -> None:
+        from lodestar_fast.aliases import ALIASES
+
+        alias = ALIASES[flag]
+        if isinstance(values, str):
+            values = alias.convert(values)
+        setattr(args, self.dest, alias.value or values)
+
+
+class _Unlike(argparse.Action):
+    """Another router's flag that has no counterpart here, or one that differs."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, args: argparse.Namespace, values: Any, flag: Any = ""
+    ) -> None:
+        from lodestar_fast.aliases import HINTS
+
+        raise ConfigError(f"{flag} is of another router: {HINTS[flag]}")
 
 
 def _load_config(args: argparse.Namespace) -> Config:
     """The configuration from flags, environment and file. Raises ConfigError."""
-    from lodestar_fast import config
+    from lodestar_fast import aliases, config
 
     # Kubernetes gives every pod LODESTAR_PORT=tcp://... if a service is called `lodestar`, and
     # likewise for LODESTAR_ADMIN_PORT; that is not addressed to us.
@@ -105,6 +138,8 @@ def _load_config(args: argparse.Namespace) -> Config:
             raise ConfigError(f"--config: {path}: not UTF-8") from None
     flags = {option.name: getattr(args, option.name) for option in config.options()}
     for name, value in flags.items():
+        if value is not None and name in aliases.VALUES:
+            flags[name] = aliases.VALUES[name](value)
         if isinstance(value, list):  # words, each of which may hold several
             flags[name] = [item for part in value for item in part.replace(",", " ").split()]
     return config.resolve(flags, environ, toml, path)
@@ -179,6 +214,19 @@ def _features(args: argparse.Namespace) -> int:
     return 0
 
 
+def _metrics(args: argparse.Namespace) -> int:
+    from lodestar_fast import build, metrics
+    from lodestar_fast.clock import MonotonicClock
+    from lodestar_fast.config import Config
+    from lodestar_fast.proxy.server import Proxy
+
+    config = Config()
+    router = build.make_router(config)
+    proxy = Proxy(config, router, build.make_governor(config, router), MonotonicClock())
+    print(metrics.as_markdown(proxy.admin.collector))
+    return 0
+
+
 def _policies(args: argparse.Namespace) -> int:
     import inspect
 
@@ -208,6 +256,7 @@ VERBS = {
     "calibrate": Verb("try the engine model on a real log", "lodestar_fast.sim.calibrate"),
     "check-config": Verb("print the resolved configuration", "", _add_check_config, _check_config),
     "features": Verb("print the table of model inputs", "", _no_arguments, _features),
+    "metrics": Verb("print the table of metrics", "", _no_arguments, _metrics),
     "policies": Verb("list the routing policies", "", _no_arguments, _policies),
 }
 

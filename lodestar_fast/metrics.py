@@ -269,7 +269,7 @@ def _instances(router: Any, fleet: Any) -> Iterator[Metric]:
     )
     yield gauge(
         "lodestar_instance_draining",
-        "1 if the instance gets no new requests on an operator's word.",
+        "1 if the instance gets no new requests: drained, or no source lists it any more.",
         {i.id: int(i.draining) for i in instances},
         label,
     )
@@ -297,6 +297,16 @@ def _instances(router: Any, fleet: Any) -> Iterator[Metric]:
         {i.id: i.reports for i in instances},
         label,
     )
+
+
+def as_markdown(collector: Collector) -> str:
+    """The table of all families: as a query names them, with their labels."""
+    lines = ["| metric | type | labels | meaning |", "| --- | --- | --- | --- |"]
+    for family in collector.collect():
+        name = family.name + "_total" * (family.type == "counter")
+        labels = ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ()))
+        lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(lines)
 
 
 def exposition(collector: Collector) -> Iterator[bytes]:
