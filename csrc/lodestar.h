@@ -145,9 +145,7 @@ int ls_index_check(const struct ls_index *ix); /* slow: every link; 0 or LS_EINV
 void ls_index_release(struct ls_index *ix, uint32_t slot, const struct ls_path *path,
                       uint64_t capacity);
 
-/*
- *
- * An answer of that many blocks takes room beside the prompts. */
+/* An answer of that many blocks takes room beside the prompts. */
 void ls_index_spend(struct ls_index *ix, uint32_t slot, uint64_t blocks, uint64_t capacity);
 
 /* The insert is taken back but for its first `keep` blocks, which were there before; what another
@@ -323,6 +321,7 @@ struct ls_ticket {
     uint32_t weights_version;
     uint32_t hit_blocks;
     struct ls_path path; /* its blocks in the index */
+    uint64_t record;     /* serial of its decision's record; 0: none */
     size_t prompt_bytes;
     float predicted, expected, reference;
     uint16_t slot;
@@ -363,6 +362,7 @@ struct ls_router {
     struct ls_sample *samples; /* a ring: the oldest is overwritten, and counted */
     uint32_t first_sample, waiting_samples;
     float *ring_memory;
+    struct ls_records *records; /* record.h; the caller's, NULL: decisions are not kept */
 };
 
 /* NULL if memory is short. The caller has checked the sizes against the caps above. */

@@ -7,7 +7,7 @@
  * these steps takes away. A ticket whose instance is gone (epoch) still runs its course and counts
  * nowhere.
  */
-#include "lodestar.h"
+#include "record.h"
 
 #include <math.h>
 #include <string.h>
@@ -227,6 +227,7 @@ static int first_token(struct ls_router *r, struct ls_ticket *t, double now) {
     t->state = LS_DECODE; /* also if the instance is gone */
     if (!isnan(t->predicted)) ls_hist_add(&r->counters.error, fabs((double)t->predicted - ttft));
     add_sample(r, t, LS_FIRST_TOKEN, (float)ttft, NAN, NAN);
+    if (t->record) ls_record_observe(r, t, LS_FIRST_TOKEN, now);
     return 1;
 }
 
@@ -320,6 +321,7 @@ static int finish(struct ls_router *r, uint32_t id, enum ls_event event, double 
     if (x && never) ls_index_withdraw(r->index, t->slot, &t->path, t->hit_blocks);
     ls_index_release(r->index, t->slot, &t->path, x ? capacity_of(r, x) : 0);
     if (x) x->finals[event]++;
+    if (t->record) ls_record_observe(r, t, event, now);
     add_sample(r, t, event, ttft, (float)e2e, tpot);
     ticket_close(r, id);
     return 1;

@@ -88,6 +88,7 @@ def make_router(config: Config) -> Router:
             index_bytes=routing.index_bytes,
             max_instances=routing.max_instances,
             max_tickets=max(TICKETS, config.limits.max_concurrent_requests),
+            decisions=config.decisions.decisions,
             seed=routing.seed,
             key=index_key(config.serve.state_dir),
         )

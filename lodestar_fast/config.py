@@ -194,6 +194,16 @@ class LearnerConfig(_Section, frozen=True):
     learner_seed: Annotated[int, Meta(ge=0), _doc("seed of the network's initial weights")] = 0
 
 
+class DecisionsConfig(_Section, frozen=True):
+    """What is kept of single decisions, to explain and to evaluate them."""
+
+    decisions: Annotated[
+        int,
+        Meta(ge=0, le=1 << 16),
+        _doc("last decisions kept for /admin/decisions and `lodestar explain`; 0: none"),
+    ] = 512
+
+
 class Config(_Section, frozen=True):
     """The whole configuration."""
 
@@ -203,6 +213,7 @@ class Config(_Section, frozen=True):
     routing: RoutingConfig = RoutingConfig()
     limits: LimitsConfig = LimitsConfig()
     learner: LearnerConfig = LearnerConfig()
+    decisions: DecisionsConfig = DecisionsConfig()
 
 
 class Option(Struct, frozen=True):

@@ -152,6 +152,7 @@ class Governor:
 
     def _steer(self) -> None:
         share, limit = share_of(self.mode), self.watchdog.limit
+        self.policy.mode_name = self.mode
         if self.mode == "off":
             self.policy.steer(0, Reason.HEURISTIC, asks=False)
         elif self.mode == "shadow":

@@ -18,8 +18,9 @@ from lodestar_fast.governor import Governor
 from lodestar_fast.metrics import Collector
 from lodestar_fast.proxy import admin
 from lodestar_fast.proxy.admin import Admin, Refused
+from lodestar_fast.proxy.decisions import Decisions
 from tests.fake_fleet import FleetFixture
-from tests.oracle import Model
+from tests.oracle import Model, make_router
 from tests.test_metrics import proxy
 
 KEYS = frozenset({b"first-key", b"second-key"})
@@ -42,7 +43,9 @@ class Port:
     def __init__(self, keys: frozenset[bytes] | None = None) -> None:
         self.at = FleetFixture(places=2)
         self.model = ModelStub()
-        self.admin = Admin(self.at.fleet, Collector("1", proxy()), self.model, keys)
+        self.router = make_router(decisions=8)
+        self.decisions = Decisions(self.router, 1000.0, "lmetric")
+        self.admin = Admin(self.at.fleet, Collector("1", proxy()), self.model, self.decisions, keys)
 
     async def __aenter__(self) -> Port:
         serve = functools.partial(admin.serve, self.admin)

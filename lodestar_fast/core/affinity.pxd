@@ -5,7 +5,7 @@ from lodestar_fast.core.policies cimport Candidates, Policy
 
 
 cdef class PrefixCache(Policy):
-    pass
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
 
 
 cdef class PrefixThreshold(Policy):
@@ -19,6 +19,7 @@ cdef class Preble(Policy):
     cdef uint32_t epochs[LS_MAX_INSTANCES]  # whose numbers these are
 
     cdef double cost(self, Candidates c, Py_ssize_t i) noexcept
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
 
 
 cdef class CacheAware(Policy):

@@ -1,6 +1,6 @@
 """Policies that follow the prefix, or the session, as far as load allows."""
 
-from libc.math cimport ceil, exp, fmax, sqrt
+from libc.math cimport NAN, ceil, exp, fmax, sqrt
 from libc.stdint cimport uint32_t, uint64_t
 
 from lodestar_fast.core.lodestar cimport (
@@ -65,6 +65,13 @@ cdef class PrefixCache(Policy):
             ):
                 best = i
         return c.least_inflight() if best < 0 else best
+
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
+        # The longest hit is taken without an offer, and by its place among equals.
+        if c.scores[choice] != c.scores[choice]:
+            c.sure(choice)
+        else:
+            c.even_odds(choice)
 
 
 cdef class PrefixThreshold(Policy):
@@ -153,6 +160,12 @@ cdef class Preble(Policy):
             choice = exploit.i
         self.prefill[x[choice].slot] += x[choice].speed * x[choice].own
         return choice
+
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
+        # Two searches whose offers mix: who tied is not known any more.
+        cdef Py_ssize_t i
+        for i in range(c.n):
+            c.odds[i] = NAN
 
 
 cdef class CacheAware(Policy):

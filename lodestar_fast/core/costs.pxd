@@ -19,6 +19,7 @@ cdef class Dynamo(Policy):
     cdef double costs[LS_MAX_INSTANCES]
 
     cdef double cost(self, Candidates c, Py_ssize_t i) noexcept
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
 
 
 cdef class ExpectedCompletion(Policy):

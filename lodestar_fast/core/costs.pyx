@@ -129,6 +129,24 @@ cdef class Dynamo(Policy):
                 return i
         return best.i
 
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
+        cdef Py_ssize_t i
+        cdef double least, most, total = 0
+        if self.temperature == 0:
+            c.even_odds(choice)
+            return
+        least = most = c.scores[0]
+        for i in range(1, c.n):
+            least, most = fmin(least, c.scores[i]), fmax(most, c.scores[i])
+        if most == least:
+            c.even_odds(choice)
+            return
+        for i in range(c.n):
+            c.odds[i] = exp((least - c.scores[i]) / (self.temperature * (most - least)))
+            total += c.odds[i]
+        for i in range(c.n):
+            c.odds[i] /= total
+
 
 cdef class ExpectedCompletion(Policy):
     """The calibrated one-liner: least (Q + L - hit) c + w.

@@ -1,15 +1,17 @@
 from libc.stdint cimport uint32_t
 
 from lodestar_fast.core.lodestar cimport LS_MAX_INSTANCES
-from lodestar_fast.core.policies cimport Policy
+from lodestar_fast.core.policies cimport Candidates, Policy
 
 
 cdef class RoundRobin(Policy):
     cdef Py_ssize_t last           # slot of the last choice, -1 before
 
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
+
 
 cdef class Random(Policy):
-    pass
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
 
 
 cdef class LeastRequest(Policy):
@@ -17,7 +19,7 @@ cdef class LeastRequest(Policy):
 
 
 cdef class PowerOfTwo(Policy):
-    pass
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
 
 
 cdef class LeastKV(Policy):

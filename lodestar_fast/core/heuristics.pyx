@@ -34,6 +34,9 @@ cdef class RoundRobin(Policy):
         self.last = c.r.candidates[choice].slot
         return choice
 
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
+        c.sure(choice)
+
 
 cdef class Random(Policy):
     """Any instance, uniformly.
@@ -47,6 +50,11 @@ cdef class Random(Policy):
         c.check(0)
         c.reason_code = LS_HEURISTIC
         return <Py_ssize_t>(c.uniform() * c.n)
+
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
+        cdef Py_ssize_t i
+        for i in range(c.n):
+            c.odds[i] = 1.0 / c.n
 
 
 cdef class LeastRequest(Policy):
@@ -79,6 +87,20 @@ cdef class PowerOfTwo(Policy):
         cdef Py_ssize_t a = <Py_ssize_t>(c.uniform() * c.n)
         cdef Py_ssize_t b = (a + 1 + <Py_ssize_t>(c.uniform() * (c.n - 1))) % c.n
         return b if c.r.candidates[b].inflight < c.r.candidates[a].inflight else a
+
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
+        """Of n (n - 1) ordered pairs, those in which i has fewer in flight, or as many and is
+        first."""
+        cdef Py_ssize_t i, k, wins
+        cdef const ls_candidate *x = c.r.candidates
+        if c.n == 1:
+            c.sure(0)
+            return
+        for i in range(c.n):
+            wins = -1  # it ties with itself
+            for k in range(c.n):
+                wins += (x[i].inflight < x[k].inflight) + (x[i].inflight <= x[k].inflight)
+            c.odds[i] = wins / (<double>c.n * (c.n - 1))
 
 
 cdef class LeastKV(Policy):

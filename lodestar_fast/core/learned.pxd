@@ -10,5 +10,7 @@ cdef class Lodestar(Policy):
     cdef ls_model *model           # in use; NULL before the first load
     cdef float seconds[LS_MAX_INSTANCES]
     cdef uint8_t outside[LS_MAX_INSTANCES]
+    cdef float safe_odds[LS_MAX_INSTANCES]  # of LMETRIC's choice, while decisions are kept
 
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
     cdef double score(self, Candidates c, Py_ssize_t i) noexcept

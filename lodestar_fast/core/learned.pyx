@@ -4,6 +4,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_
 from libc.math cimport NAN
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free
+from libc.string cimport memcpy
 
 from lodestar_fast.core.costs cimport pick_lmetric
 from lodestar_fast.core.lodestar cimport (
@@ -64,11 +65,19 @@ cdef class Lodestar(Policy):
         cdef Py_ssize_t i, best, fallback
         if self.model != NULL:
             ls_model_score(self.model, c.r.rows, <uint32_t>c.n, self.seconds, self.outside)
+            c.seconds, c.outside, c.linear = self.seconds, self.outside, self.model.linear
+        c.margin = self.margin
         if c.n == 1:
             c.reason_code = LS_ONLY_ONE
             c.predicted = self.seconds[0] if self.model != NULL else NAN
+            if c.scores != NULL:
+                c.scores[0] = self.score(c, 0)
             return 0
         fallback = pick_lmetric(c)
+        c.fallback = fallback
+        if c.scores != NULL:
+            c.even_odds(fallback)
+            memcpy(self.safe_odds, c.odds, <size_t>c.n * sizeof(float))
         if self.model == NULL:
             c.reason_code = LS_COLD
             return fallback
@@ -84,6 +93,32 @@ cdef class Lodestar(Policy):
             c.reason_code = LS_OUT_OF_RANGE
         c.predicted = self.seconds[best]
         return best
+
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
+        """Both choices break ties at random: over each pair of them, what pick() would take."""
+        cdef Py_ssize_t i, k, ties = 0
+        cdef double least
+        if c.n == 1:
+            c.sure(0)
+            return
+        if self.model == NULL:
+            memcpy(c.odds, self.safe_odds, <size_t>c.n * sizeof(float))
+            return
+        least = c.scores[0]
+        for i in range(1, c.n):
+            least = min(least, c.scores[i])
+        for i in range(c.n):
+            ties += c.scores[i] == least
+            c.odds[i] = 0
+        for i in range(c.n):
+            if self.safe_odds[i] == 0:
+                continue
+            if c.scores[i] == least or not least < c.scores[i] / self.margin:
+                c.odds[i] += self.safe_odds[i]
+                continue
+            for k in range(c.n):
+                if c.scores[k] == least:
+                    c.odds[k] += self.safe_odds[i] / ties
 
     def load(self, blob):
         """Take weights (csrc/lodestar.h draws the blob). Returns their version. Raises BlobError.

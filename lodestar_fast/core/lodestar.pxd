@@ -23,6 +23,8 @@ cdef extern from "lodestar.h" nogil:
     enum: LS_INDEX_MIN_BYTES
     enum: LS_BOUNDS
     enum: LS_REASONS
+    enum: LS_EVENTS
+    enum: LS_UNKNOWN
     enum: LS_SIMDS
 
     enum ls_reason:
@@ -86,6 +88,7 @@ cdef extern from "lodestar.h" nogil:
         uint64_t labels
 
     struct ls_model:
+        float *linear
         uint32_t version
         int simd
 
@@ -170,6 +173,7 @@ cdef extern from "lodestar.h" nogil:
         uint64_t *hashes
         uint32_t *hits
         uint8_t *avoid
+        void *records  # record.pxd
 
     ls_router *ls_router_new(const ls_config *config) noexcept
     void ls_router_free(ls_router *r) noexcept

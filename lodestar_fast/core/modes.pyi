@@ -25,6 +25,7 @@ class Guarded(Policy):
         even asked, and the fallback gives its own reasons. A new share draws every side anew.
         Raises ValueError.
         """
+    mode_name: str  # as the operator set it; records of decisions bear it
     def forget(self) -> None:
         """Start the fading means anew."""
     @property

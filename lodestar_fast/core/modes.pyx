@@ -15,7 +15,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 cimport cython
 from libc.math cimport NAN, log
 from libc.stdint cimport uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from lodestar_fast.core.lodestar cimport (
     LS_ABSURD, LS_COLD, LS_ERROR, LS_HEURISTIC, LS_ONLY_ONE, LS_REASONS, ls_candidate, ls_router,
@@ -47,7 +47,7 @@ cdef class Guarded(Policy):
     def __cinit__(self, Policy learned not None, Policy fallback not None):
         self.learned, self.fallback = learned, fallback
         self.share, self.asks, self.reason_else = 1, True, LS_HEURISTIC
-        self.last_error = ""
+        self.last_error = self.mode_name = ""
         self.sides = <uint64_t *>PyMem_Calloc(SIDES, sizeof(uint64_t))
         if self.sides == NULL:
             raise MemoryError
@@ -78,6 +78,7 @@ cdef class Guarded(Policy):
 
     cpdef Py_ssize_t pick(self, Candidates c) except? -1:
         c.check(0)
+        self.mixed = 0
         if not self.asks:
             return self.fallback.pick(c)
         cdef const ls_candidate *x = c.r.candidates
@@ -85,10 +86,14 @@ cdef class Guarded(Policy):
         cdef Py_ssize_t safe = self.fallback.pick(c), choice
         if safe < 0 or safe >= c.n:
             return safe  # the router overrules it
+        if c.scores != NULL:
+            self.fallback.odds(c, safe)
+            memcpy(self.safe_odds, c.odds, <size_t>c.n * sizeof(float))
         rng = c.r.rng
         c.r.rng = start
         cdef bint mine = self.on_learned_side(c.r)
         choice = self.ask(c)
+        c.fallback = safe
         if choice < 0:
             self.raised += (1 - self.raised) * FADE
             return self.fall_back(c, safe, rng, LS_ERROR if mine else self.reason_else)
@@ -102,6 +107,7 @@ cdef class Guarded(Policy):
             c.predicted = NAN
             return self.fall_back(c, safe, rng, LS_ABSURD if mine else self.reason_else)
         self.absurd -= self.absurd * FADE
+        self.mixed, self.wanted = self.share, choice
 
         cdef double regret = 0, predicted = self.learned.forecast(safe)
         if choice != safe:
@@ -118,6 +124,24 @@ cdef class Guarded(Policy):
             return choice
         c.predicted = predicted
         return self.fall_back(c, safe, rng, self.reason_else)
+
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
+        """The odds of both sides, mixed by the share: who is on which side was drawn. That a
+        conversation stays on its side is not in it."""
+        cdef Py_ssize_t i
+        if not self.asks:
+            self.fallback.odds(c, choice)
+            return
+        if self.mixed > 0:
+            self.learned.odds(c, self.wanted)
+        for i in range(c.n):
+            if self.mixed == 0:
+                c.odds[i] = self.safe_odds[i]
+            elif self.mixed < 1:
+                c.odds[i] = self.mixed * c.odds[i] + (1 - self.mixed) * self.safe_odds[i]
+
+    cdef str mode(self):
+        return self.mode_name
 
     cdef Py_ssize_t ask(self, Candidates c):
         """The learned policy's choice, reason and prediction left in c; -1 if it raised."""

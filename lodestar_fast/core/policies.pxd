@@ -1,6 +1,12 @@
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from lodestar_fast.core.lodestar cimport ls_router
+
+
+# The least of some scores; of equal ones any, at random.
+cdef struct Best:
+    Py_ssize_t i, ties
+    double least
 
 
 cdef class Candidates:
@@ -9,6 +15,22 @@ cdef class Candidates:
     cdef int reason_code           # pick() sets it: an ls_reason, -1 before
     cdef public double predicted   # pick() may set it: seconds, NaN before
 
+    # Of decisions that are kept (decisions.pyx); both are NULL if none are. What each candidate was
+    # offered with, NaN if it was not; the probability with which it was to be chosen, NaN: unknown.
+    cdef double *scores
+    cdef float *odds
+    # And what a learned policy thought of them, set by it: predicted seconds, whether out of range,
+    # the coefficients of the linear part, its margin over the fallback's choice.
+    cdef const float *seconds
+    cdef const uint8_t *outside
+    cdef const float *linear
+    cdef double margin
+    cdef Py_ssize_t fallback       # -1: there is none
+
+    cdef void begin(self) noexcept
+    cdef void note(self, Best *best, Py_ssize_t i, double score) noexcept
+    cdef void even_odds(self, Py_ssize_t choice) noexcept
+    cdef void sure(self, Py_ssize_t choice) noexcept
     cdef double uniform(self) noexcept
     cdef Py_ssize_t least_inflight(self) noexcept
     cdef uint64_t session(self) noexcept
@@ -19,12 +41,9 @@ cdef class Policy:
     cpdef Py_ssize_t pick(self, Candidates c) except? -1
     # Predicted TTFT of candidate i at the last pick(), seconds; NaN if nothing was predicted.
     cdef double forecast(self, Py_ssize_t i) noexcept
-
-
-# The least of some scores; of equal ones any, at random.
-cdef struct Best:
-    Py_ssize_t i, ties
-    double least
+    # Fill c.odds: how likely each candidate was to be chosen by the last pick(), which took choice.
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
+    cdef str mode(self)            # it decides in; empty if it knows none
 
 
 cdef inline void start(Best *best) noexcept:
@@ -32,6 +51,8 @@ cdef inline void start(Best *best) noexcept:
 
 
 cdef inline void offer(Candidates c, Best *best, Py_ssize_t i, double score) noexcept:
+    if c.scores != NULL:
+        c.note(best, i, score)
     if best.ties == 0 or score < best.least:
         best.i, best.ties, best.least = i, 1, score
     elif score == best.least:

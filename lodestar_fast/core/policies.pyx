@@ -42,6 +42,41 @@ cdef class Candidates:
             offer(self, &b, i, self.r.candidates[i].inflight)
         return b.i
 
+    cdef void begin(self) noexcept:
+        """Before pick(): nothing is known of what the policy thinks."""
+        cdef Py_ssize_t i
+        self.seconds, self.outside, self.linear = NULL, NULL, NULL
+        self.margin, self.fallback = NAN, -1
+        for i in range(self.n):
+            self.scores[i] = NAN
+
+    cdef void note(self, Best *best, Py_ssize_t i, double score) noexcept:
+        """Keep what a candidate is offered with; the first offer begins anew."""
+        cdef Py_ssize_t k
+        if best.ties == 0:
+            for k in range(self.n):
+                self.scores[k] = NAN
+        self.scores[i] = score
+
+    cdef void even_odds(self, Py_ssize_t choice) noexcept:
+        """Those that were offered with the least score were equally likely. If the choice is none
+        of them, or nothing was offered, the odds are unknown."""
+        cdef Py_ssize_t i, ties = 0
+        cdef double least = self.scores[choice]
+        cdef bint known = least == least
+        for i in range(self.n):
+            ties += self.scores[i] == least
+            if self.scores[i] < least:
+                known = False
+        for i in range(self.n):
+            self.odds[i] = NAN if not known else 1.0 / ties if self.scores[i] == least else 0
+
+    cdef void sure(self, Py_ssize_t choice) noexcept:
+        """No other one could have been chosen."""
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            self.odds[i] = i == choice
+
     cdef uint64_t session(self) noexcept:
         """What the requests of one session share: the given key, else the prompt's first block."""
         if self.r.session:
@@ -124,6 +159,12 @@ cdef class Policy:
 
     cdef double forecast(self, Py_ssize_t i) noexcept:
         return NAN
+
+    cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
+        c.even_odds(choice)
+
+    cdef str mode(self):
+        return ""
 
     def load(self, blob):
         """Take weights, if it has a model. Returns the version in use. Raises BlobError."""

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from lodestar_fast.core.decisions cimport Decisions
 from lodestar_fast.core.lodestar cimport ls_request
 from lodestar_fast.core.policies cimport Candidates, Policy
 from lodestar_fast.core.view cimport RouterView
@@ -17,6 +18,7 @@ cdef class Router(RouterView):
     cdef Candidates candidates              # one object, lent to each pick()
     cdef bint deciding                      # inside pick(): nothing may change
     cdef uint32_t version                   # of the weights behind the prediction just made
+    cdef readonly Decisions decisions       # those kept; None: none are
 
     # -- the driver's three verbs --
     cpdef Decision route(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeAlias, final
 
+from lodestar_fast.core.decisions import Decisions
 from lodestar_fast.core.enums import Event as Event
 from lodestar_fast.core.enums import Reason as Reason
 from lodestar_fast.core.policies import Policy
@@ -44,6 +45,8 @@ class Router(RouterView):
     Raises ValueError naming the argument that is out of range, MemoryError. seed: of the policies'
     random numbers. key: 64 secret bytes under which prompts are hashed, so that clients
     cannot make prompts that collide; None: from the seed, which is for tests and simulations.
+    decisions: how many of the last ones are kept as they were made, 2.5 KB each (3.5 with
+    prefix_marks: the prompts' prefixes, hashed, for a log that can be replayed).
 
     A policy that raises, picks no candidate or gives no reason is overruled: fewest requests in
     flight, Reason.ERROR. Inside pick() every method that changes the router raises RuntimeError.
@@ -59,11 +62,15 @@ class Router(RouterView):
         max_instances: int = 64,
         max_tickets: int = 16384,
         max_samples: int = 8192,
+        decisions: int = 0,
+        prefix_marks: bool = False,
         seed: int = 0,
         key: bytes | None = None,
     ) -> None: ...
 
     policy: Policy
+    @property
+    def decisions(self) -> Decisions | None: ...  # the last ones; None: none are kept
 
     # -- membership: rare --
     def add_instance(self, name: str, *, kv_tokens: int = 0, prefix_caching: bool = True) -> int:

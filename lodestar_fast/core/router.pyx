@@ -63,6 +63,8 @@ cdef class Router(RouterView):
         long long max_instances=64,
         long long max_tickets=16384,
         long long max_samples=8192,
+        long long decisions=0,
+        bint prefix_marks=False,
         seed=0,
         bytes key=None,
     ):
@@ -72,6 +74,7 @@ cdef class Router(RouterView):
         in_range("max_instances", max_instances, 1, LS_MAX_INSTANCES)
         in_range("max_tickets", max_tickets, 1, LS_MAX_TICKETS)
         in_range("max_samples", max_samples, 1, 1 << 24)
+        in_range("decisions", decisions, 0, 1 << 20)
         cdef ls_config config
         config.block_bytes = <uint32_t>block_bytes
         config.index_bytes = <size_t>index_bytes
@@ -89,6 +92,11 @@ cdef class Router(RouterView):
                 self.r.key.word[i] |= 1  # a factor of 0 would hide what it is multiplied with
         self._policy = policy
         self.candidates = Candidates.__new__(Candidates)
+        if decisions:
+            self.decisions = Decisions(decisions, max_instances, prefix_marks)
+            self.r.records = self.decisions.records
+            self.candidates.scores = self.decisions.scores
+            self.candidates.odds = self.decisions.odds
         self.names = []
         self.policy_error = ""
 
@@ -119,6 +127,8 @@ cdef class Router(RouterView):
             raise ValueError(f"max_instances: all {self.r.config.max_instances} slots are taken")
         self.names[len(self.names):] = [None] * (slot + 1 - len(self.names))
         self.names[slot] = name
+        if self.decisions is not None:
+            self.decisions.enter(slot, self.r.instances[slot].epoch, name)
         self.configure_instance(slot, kv_tokens=kv_tokens, prefix_caching=prefix_caching)
         return slot
 
@@ -217,6 +227,8 @@ cdef class Router(RouterView):
         d.reason_code = c.reason_code
         d.ticket = ls_router_commit(
             self.r, <uint32_t>i, <ls_reason>c.reason_code, <float>d.predicted, self.version)
+        if self.decisions is not None:
+            self.decisions.keep(self.r, c, self._policy, i, d.ticket, self.version)
         return d
 
     cdef Py_ssize_t ask(self) except -1:
@@ -226,6 +238,8 @@ cdef class Router(RouterView):
         c.r, c.n = self.r, self.r.n
         c.reason_code, c.predicted, self.version = -1, NAN, 0
         self.deciding = True
+        if c.scores != NULL:
+            c.begin()
         try:
             i = self._policy.pick(c)
             if i < 0 or i >= c.n:
@@ -236,11 +250,17 @@ cdef class Router(RouterView):
                 self.version = self._policy.version
             else:
                 c.predicted = NAN
+            if c.scores != NULL:
+                self._policy.odds(c, i)
         except Exception as e:
             self.policy_error = f"{type(e).__name__}: {e}"
+            if c.scores != NULL:
+                c.begin()
             i = c.least_inflight()
             c.reason_code = LS_ERROR
             c.predicted = NAN
+            if c.scores != NULL:
+                c.even_odds(i)
         finally:
             self.deciding = False
             c.r = NULL

@@ -23,12 +23,14 @@ from lodestar_fast.clock import Clock
 from lodestar_fast.errors import BlobError, ConfigError
 from lodestar_fast.governor import Governor
 from lodestar_fast.metrics import CONTENT_TYPE, Collector, exposition
+from lodestar_fast.proxy.decisions import Decisions, Unknown
 from lodestar_fast.proxy.discovery.membership import Membership
 from lodestar_fast.proxy.fleet import Fleet
 from lodestar_fast.proxy.instance import Instance
 
 log = logging.getLogger(__name__)
 
+DECISIONS = "/admin/decisions"
 HEAD_BYTES = 16 << 10
 _BODY_BYTES = 64 << 10
 _IDLE = 75.0  # Prometheus scrapes every 15 to 60 s on one connection
@@ -88,10 +90,12 @@ class Admin:
         fleet: Fleet,
         collector: Collector,
         model: Model,
+        decisions: Decisions,
         keys: frozenset[bytes] | None,
         members: Membership | None = None,
     ) -> None:
         """keys: None if none is set. members: who lists the engines; None: nobody but us."""
+        self.decisions = decisions
         self.connections: set[asyncio.Task[None]] = set()
         self.collector = collector
         self._fleet = fleet
@@ -253,7 +257,7 @@ class _Head:
         self.method: bytes = parser.get_method()
         if not self.target.startswith(b"/"):
             raise Refused(400, "the target must be a path")
-        self.path = self.target.partition(b"?")[0].decode("latin-1")
+        self.path, _, self.query = self.target.decode("latin-1").partition("?")
         if b"transfer-encoding" in self.headers:
             raise Refused(400, "the body needs a Content-Length")
         self.length = int(self.headers.get(b"content-length", b"0"))
@@ -304,10 +308,14 @@ async def _serve_one(
         if head.path == "/metrics":
             _allow(head.method, b"GET")
             status, content, text = 200, CONTENT_TYPE.encode(), await _page(admin.collector)
+        elif head.path == DECISIONS or head.path.startswith(DECISIONS + "/"):
+            _allow(head.method, b"GET")
+            text = await admin.decisions.answer(head.path.removeprefix(DECISIONS), head.query)
+            status, text = 200, text + b"\n"
         else:
             status, answer = admin.answer(head.method, head.path, body)
             text = msgspec.json.encode(answer) + b"\n"
-    except Refused as e:
+    except (Refused, Unknown) as e:
         status, text = e.status, msgspec.json.encode({"error": {"message": str(e)}}) + b"\n"
     except asyncio.IncompleteReadError:
         raise

@@ -176,6 +176,6 @@ cdef class Ending(Receiver):
         if self.held:
             self.hold(0)
         self.body = self.refusal = None
-        self.tries.forget()
+        self.tries.forget(self.reply.status)
         self.reply.again()
         return 0

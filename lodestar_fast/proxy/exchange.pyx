@@ -85,7 +85,7 @@ cdef class Exchange(Ending):
                 raise unknown_model(routing.model)
         except HttpError as e:
             return self._fail(e, COMPLETED)
-        self.tries.begin(routing, avoid)
+        self.tries.begin(routing, avoid, self.reply.request_id, self.path)
         if self.context.admit(False) and self._dispatch():
             return 0
         if not self.context.wait(self, self.fields):

@@ -44,14 +44,18 @@ SOFT = frozenset({"busy", "request_timeout"})
 LATE = frozenset({"first_byte_timeout", "check_timeout"})
 
 
+def opaque_id(url: str) -> str:
+    """What clients may see of an engine: stable over restarts, and no address."""
+    return hashlib.blake2b(url.encode(), digest_size=6).hexdigest()
+
+
 class Instance:
     """One engine. The attributes are for everyone to read; only this module and Fleet write
     them."""
 
     def __init__(self, fleet: Fleet, slot: int, url: str, host: str, port: int) -> None:
         self.slot = slot
-        # Stable over restarts and opaque: clients may see it.
-        self.id = hashlib.blake2b(url.encode(), digest_size=6).hexdigest()
+        self.id = opaque_id(url)
         self.url = url
         self.host = host
         self.port = port

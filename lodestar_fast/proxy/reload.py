@@ -72,7 +72,7 @@ def parse_urls(urls: list[str]) -> list[str]:
 def fixed(old: Config, new: Config) -> list[str]:
     """The settings that differ and cannot change while the router runs."""
     names = []
-    for section in ("serve", "routing", "learner"):
+    for section in ("serve", "routing", "learner", "decisions"):
         before = msgspec.structs.asdict(getattr(old, section))
         after = msgspec.structs.asdict(getattr(new, section))
         names += [

@@ -18,6 +18,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ from lodestar_fast.learner import Learner
 from lodestar_fast.metrics import Collector
 from lodestar_fast.proxy import admin, health, reload, scrape
 from lodestar_fast.proxy.context import Context
+from lodestar_fast.proxy.decisions import Decisions
 from lodestar_fast.proxy.discovery import watching
 from lodestar_fast.proxy.discovery.membership import STATIC, Membership
 from lodestar_fast.proxy.downstream import Downstream
@@ -89,6 +91,11 @@ class Proxy:
             self.fleet,
             Collector(__version__, self),
             self,
+            Decisions(
+                router,
+                time.time() - clock.now(),
+                governor.policy.fallback.name if governor else router.policy.name,
+            ),
             keys.admins,
             self.members,
         )

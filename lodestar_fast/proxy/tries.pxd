@@ -27,10 +27,13 @@ cdef class Tries:
     cdef bint _first_token
     cdef int _slot  # of the try at hand
     cdef bint _trial  # the instance counts the requests it is sent, and this is one
+    cdef bytes _request_id
+    cdef bytes _path
+    cdef unsigned long long _serial  # of its decision, if decisions are kept; else 0
     cdef bint _retrying  # counts against the retry budget
     cdef bint _late  # a try was given up for its first byte
 
-    cdef void begin(self, Routing routing, tuple avoid)
+    cdef void begin(self, Routing routing, tuple avoid, bytes request_id, bytes path)
     cdef bint route(self) except -1
     cdef bint _choose(self, double start, tuple avoid) except -1
     cdef bint another(self, str kind) except -1
@@ -43,5 +46,5 @@ cdef class Tries:
         self, long long ticket, int event, double now, long long tokens=*, long long cached=*
     ) except -1
     cdef int close(self, Final event, double now) except -1
-    cdef void forget(self)
+    cdef void forget(self, int status)
     cdef bytes explanation(self)

@@ -29,9 +29,10 @@ cdef class Tries:
     def __cinit__(self, Context context):
         self.context = context
 
-    cdef void begin(self, Routing routing, tuple avoid):
+    cdef void begin(self, Routing routing, tuple avoid, bytes request_id, bytes path):
         """For a new request. avoid: slots that do not serve its model."""
         self.routing = routing
+        self._request_id, self._path, self._serial = request_id, path, 0
         self.avoid = avoid
         self._tried = None
         self._first_token = self._late = False
@@ -69,6 +70,10 @@ cdef class Tries:
             self.ticket, self._slot = self._decision.ticket, self._decision.slot
         self._decision_seconds = monotonic() - start
         self.context.counters.decision_seconds.add(self._decision_seconds)
+        if self.context.core is not None and self.context.core.decisions is not None:
+            self._serial = self.context.core.decisions.label(
+                self._request_id, self._path, r.model,
+                1 if self._tried is None else len(self._tried) + 1)
         if not self.ticket:
             return False
         self.instance = self.context.instances[self._slot]
@@ -200,9 +205,13 @@ cdef class Tries:
         self.instance.note_trial(False, well)
         return 0
 
-    cdef void forget(self):
-        """The request is over: let go of what it held."""
+    cdef void forget(self, int status):
+        """The request is over: let go of what it held. status: what the client got; 0: nothing."""
         self.settle()
+        if self._serial:
+            self.context.core.decisions.status(self._serial, status)
+            self._serial = 0
+        self._request_id = self._path = None
         self.routing = self._decision = self.instance = self.retry_after = None
 
     cdef bytes explanation(self):

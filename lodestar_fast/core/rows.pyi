@@ -1,0 +1,1 @@
+"""core/rows.pyx has nothing for Python: decisions.pyx calls it."""

@@ -1,0 +1,34 @@
+"""A decision as the router writes it: one JSON object, a row. Times are seconds.
+
+    id, path, model        the request; null if nobody told. try: 1, 2, ... of that request
+    policy, mode           who decides, and the mode that was set ("" if it has none)
+    t, at                  when: since 1970, and on the router's clock
+    in, stream             prompt tokens (as given or estimated); whether it streams
+    reason                 core.Reason in lower case
+    version                of the weights behind the prediction; 0: no model was asked
+    predicted, margin      TTFT of the chosen one; how much better the best score must be than the
+                           fallback's for the model to decide
+    error_low, error_high  log(measured / predicted) of earlier decisions was between, for 90 %
+    linear                 coefficients of the physical part by feature; null without a model
+    candidates_total       how many could be chosen; at most 16 of them are in candidates
+    chosen, fallback, best, longest_hit      which of those; null: none
+    candidates             name: the instance; hit, own, queued: tokens; hit_blocks; waiting,
+                           inflight: requests; speed: s per token; occupancy; expected: TTFT by
+                           plain physics; predicted, score: the model's, null without;
+                           odds: the probability of being chosen, null: not known;
+                           outside: of the range of training; x: the features in natural units
+    h                      (log only) prefix blocks as a trace has them: id, length, ...
+    outcome                null until known: event (core.Event in lower case), status (HTTP),
+                           ttft, e2e, prompt_tokens, cached_tokens, output_tokens
+
+A log is JSON lines: first {"meta": {"kind": "decisions", "schema": 1, ...}}, then rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+SCHEMA: Final = 1
+KIND: Final = "decisions"
+
+Row = dict[str, Any]
