@@ -1,5 +1,6 @@
 # Two commands for everyone: `make demo` and `make test`. Each sets itself up in .venv.
-#   build   demo   test   test-real   soak   check   bench   bench-compare   bench-instructions
+#   build   demo   test   test-real   soak   check   paper   paper-quick
+#   bench   bench-compare   bench-instructions
 #   lint   types   format   fuzz   debug   annotate   clean
 # ARGS="..." goes to the program behind the verb.
 
@@ -14,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 NATIVE := $(shell find csrc lodestar_fast -name '*.[ch]' -path 'csrc/*' -o -name '*.pyx' -o -name '*.pxd')
 SOURCE := pyproject.toml setup.py constraints.txt Makefile $(NATIVE)
 
-.PHONY: build demo test test-real check soak bench bench-compare bench-instructions lint types format fuzz debug annotate clean
+.PHONY: build demo test test-real check soak paper paper-quick bench bench-compare bench-instructions lint types format fuzz debug annotate clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -63,6 +64,17 @@ bench: $(VENV)/.dev
 
 bench-compare: $(VENV)/.dev
 	$(BIN)/python bench/compare.py bench/baseline.json bench/results.json $(ARGS)
+
+# Every policy in every cell of the evaluation; hours. What is there already is not run again, so it
+# may be stopped at any moment. ARGS="--plan" says how long it takes. bench/paper/README.md has more.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+paper: build
+	$(BIN)/lodestar matrix --jobs $(JOBS) --report paper-report --readme README.md $(ARGS)
+
+# The cells that matter most, in an hour on two cores.
+paper-quick: build
+	$(BIN)/lodestar matrix --quick --jobs $(JOBS) --report paper-report --readme README.md $(ARGS)
 
 # Instructions of the hot functions: the same on every run, however busy the machine is.
 bench-instructions:

@@ -70,7 +70,7 @@ def _log_time_axis(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _style(names: Sequence[str], name: str) -> dict[str, Any]:
+def line_style(names: Sequence[str], name: str) -> dict[str, Any]:
     """Lodestar's line is solid, thick and on top; the heuristics' are thin and dashed."""
     if name == "lodestar":
         return {"color": SERIES[0], "linestyle": "-", "linewidth": 2.6, "zorder": 5}
@@ -83,7 +83,7 @@ def _style(names: Sequence[str], name: str) -> dict[str, Any]:
     }
 
 
-def _legend(axes: Axes, columns: int) -> None:
+def legend(axes: Axes, columns: int) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
@@ -94,7 +94,7 @@ def _legend(axes: Axes, columns: int) -> None:
     )
 
 
-def _svg(figure: Figure, name: str, title: str) -> str:
+def as_svg(figure: Figure, name: str, title: str) -> str:
     """The figure as one <svg> element whose ids start with `name`."""
     text = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -129,7 +129,7 @@ def ttft_over_time(
         end, low, high = 0.0, math.inf, 0.0
         for name, records in runs.items():
             times, means = moving_mean_ttft(records, WINDOW_SECONDS, 1.0)
-            axes.plot(times, means, label=name, **_style(list(runs), name))
+            axes.plot(times, means, label=name, **line_style(list(runs), name))
             end, low, high = max([end, *times]), min([low, *means]), max([high, *means])
         axes.set_yscale("log")
         if high:
@@ -161,8 +161,8 @@ def ttft_over_time(
                 arrowprops={"arrowstyle": "<->", "color": FOREGROUND, "linewidth": 0.9},
             )
             axes.text((final_from + end) / 2, 0.045, final_name, transform=top, ha="center")
-        _legend(axes, len(runs))
-        return _svg(figure, "over-time", "TTFT over time by policy")
+        legend(axes, len(runs))
+        return as_svg(figure, "over-time", "TTFT over time by policy")
 
 
 def distribution(runs: Mapping[str, Sequence[Record]]) -> str:
@@ -173,15 +173,15 @@ def distribution(runs: Mapping[str, Sequence[Record]]) -> str:
         for name, records in runs.items():
             values = np.sort([r.ttft for r in records if r.ttft is not None])
             shares = np.arange(1, len(values) + 1) / max(len(values), 1)
-            axes.step(values, shares, where="post", label=name, **_style(list(runs), name))
+            axes.step(values, shares, where="post", label=name, **line_style(list(runs), name))
         axes.set_xscale("log")
         _log_time_axis(axes.xaxis)
         axes.set_ylim(0, 1.01)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
         axes.set_xlabel("TTFT")
         axes.set_ylabel("share of requests at or below")
-        _legend(axes, len(runs))
-        return _svg(figure, "distribution", "Distribution of TTFT by policy")
+        legend(axes, len(runs))
+        return as_svg(figure, "distribution", "Distribution of TTFT by policy")
 
 
 def prediction(records: Sequence[Record]) -> str:
@@ -211,7 +211,7 @@ def prediction(records: Sequence[Record]) -> str:
         axes.tick_params(axis="x", rotation=35)
         axes.set_xlabel("TTFT as predicted when routed")
         axes.set_ylabel("TTFT as it was")
-        return _svg(figure, "prediction", "Predicted against real TTFT")
+        return as_svg(figure, "prediction", "Predicted against real TTFT")
 
 
 def shares(counts: Mapping[str, Mapping[str, int]], labels: Sequence[str]) -> str:
@@ -242,4 +242,4 @@ def shares(counts: Mapping[str, Mapping[str, int]], labels: Sequence[str]) -> st
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
         axes.set_xticks([])
-        return _svg(figure, "shares", "Share of requests by instance and policy")
+        return as_svg(figure, "shares", "Share of requests by instance and policy")

@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "replay": {"sim", "config", "errors", "clock", "summary", "terminal", "loadgen"},
     "simulate": {"sim", "core", "learner", "config", "errors", "clock"}
     | {"summary", "slo", "terminal", "plots", "report"},
+    "matrix": {"sim", "core", "errors", "clock", "summary", "slo", "plots", "report", "simulate"},
     "demo": {"sim", "errors", "clock", "summary", "slo", "terminal", "loadgen", "replay", "report"},
 }
 FREE = {"cli", "__init__", "__main__"}

@@ -60,10 +60,10 @@ class Progress:
         """The present run is done to that share."""
         self._show(f"{self._name}: {share:.0%}", share)
 
-    def ended(self) -> None:
+    def ended(self, text: str = "") -> None:
         """One more run is."""
         self._done += 1
-        self._show("", 0.0)
+        self._show(text, 0.0)
 
     def note(self, text: str) -> None:
         """Something that is known now; on a terminal it takes the place of the last."""

@@ -1,0 +1,126 @@
+"""The results file: rows of runs and saturation rates, compact, written as they come.
+
+Two files. STORE is gzipped JSON lines, sorted, the same bytes for the same rows: what is committed.
+STORE.new takes each row the moment it is there, so that a kill costs the running runs and no more;
+it is folded into STORE at the end, and at the next start.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+import lodestar_fast
+from lodestar_fast.errors import ConfigError
+from lodestar_fast.matrix.cells import Cell
+from lodestar_fast.matrix.measure import Capacity, Row
+
+Key = tuple[str, float, str, int]  # cell, seconds, policy, seed
+CODE = ("core", "sim", "learner", "simulate", "features.py", "config.py", "slo.py", "summary.py")
+KINDS: dict[str, type[Row] | type[Capacity]] = {"run": Row, "capacity": Capacity}
+
+
+def code_version() -> str:
+    """A hash of the code that a run's numbers follow from; of compiled parts their source."""
+    root = Path(lodestar_fast.__file__).parent
+    paths = [
+        path for name in CODE for path in ([root / name] if "." in name else _files(root / name))
+    ]
+    paths += sorted((root.parent / "csrc").glob("*.[ch]"))
+    digest = hashlib.blake2b(digest_size=6)
+    for path in paths:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Sources, and where there are none (an installed wheel) what was made of them."""
+    found = sorted(folder.rglob("*.py")) + sorted(folder.rglob("*.pyx"))
+    return found if any(p.suffix == ".pyx" for p in found) else found + sorted(folder.rglob("*.so"))
+
+
+def what_of(cell: Cell, rate: float, policy: str, seed: int) -> str:
+    """A hash of what a run is: its fleet, requests, events and policy."""
+    parts = (cell.fleet, cell.work, cell.seconds, cell.events, cell.changes, rate, policy, seed)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
+
+
+class Store:
+    """All rows of a results file. Raises ConfigError where it cannot be read or written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[Key, Row] = {}
+        self.capacities: dict[tuple[str, str, str], Capacity] = {}
+        self._new = path.with_name(path.name + ".new")
+        try:
+            if path.exists():
+                self._read(gzip.decompress(path.read_bytes()), str(path), may_be_cut=False)
+            if self._new.exists():
+                self._read(self._new.read_bytes(), str(self._new), may_be_cut=True)
+        except (OSError, EOFError, zlib.error) as e:
+            raise ConfigError(f"--store: cannot read {path}: {e}") from None
+
+    def _read(self, data: bytes, name: str, may_be_cut: bool) -> None:
+        lines = data.split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            try:
+                (kind, content), *_ = msgspec.json.decode(line, type=dict[str, msgspec.Raw]).items()
+                self._keep(msgspec.json.decode(content, type=KINDS[kind]))
+            except (msgspec.DecodeError, ValueError, KeyError) as e:
+                if may_be_cut and not isinstance(e, msgspec.ValidationError):
+                    continue  # a kill in the middle of a line
+                raise ConfigError(f"--store: {name}: line {number}: {e}") from None
+
+    def _keep(self, row: Row | Capacity) -> None:
+        if isinstance(row, Capacity):
+            self.capacities[row.fleet, row.source, row.changes] = row
+        else:
+            self.rows[row.cell, row.seconds, row.policy, row.seed] = row
+
+    def add(self, row: Row | Capacity) -> None:
+        """Keep a row, on disk too before this returns."""
+        self._keep(row)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._new.open("ab") as file:
+                file.write(b"\n" + _line(row))  # what is cut off before it stays a line of its own
+        except OSError as e:
+            raise ConfigError(f"--store: cannot write {self._new}: {e.strerror}") from None
+
+    def fold(self) -> None:
+        """All rows into the compact file."""
+        rows: list[Row | Capacity] = [self.capacities[key] for key in sorted(self.capacities)]
+        rows += [self.rows[key] for key in sorted(self.rows)]
+        aside = self.path.with_name(self.path.name + ".tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(gzip.compress(b"".join(map(_line, rows)), 9, mtime=0))
+            os.replace(aside, self.path)
+            self._new.unlink(missing_ok=True)
+        except OSError as e:
+            raise ConfigError(f"--store: cannot write {self.path}: {e.strerror}") from None
+
+    def forget(self, cells: Iterable[Cell]) -> None:
+        """Drop the rows of these cells, at their lengths."""
+        for row in self.of(cells):
+            del self.rows[row.cell, row.seconds, row.policy, row.seed]
+        self.fold()
+
+    def of(self, cells: Iterable[Cell]) -> list[Row]:
+        """The rows of these cells, at their lengths."""
+        wanted = {(cell.name, cell.seconds) for cell in cells}
+        return [row for row in self.rows.values() if (row.cell, row.seconds) in wanted]
+
+
+def _line(row: Row | Capacity) -> bytes:
+    kind = "run" if isinstance(row, Row) else "capacity"
+    return msgspec.json.encode({kind: row}) + b"\n"

@@ -1,0 +1,290 @@
+"""The requests of the matrix: sources of requests, and how they arrive.
+
+A source is an endless supply of requests without times: a released trace, rescaled, or one that is
+made here after a published description. draw() takes from a source as many as a cell's rate and
+length need and gives them arrivals: Poisson, with Gamma gaps, at a trace's own times; with a surge,
+with a switch to another source, or with a prefix that is suddenly popular.
+
+Every seed begins at another place of its source, so that the spread over seeds is one of workloads
+too and not of arrivals only. Everything is a pure function of the arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lodestar_fast.errors import ConfigError
+from lodestar_fast.sim.jobs import Job, make_jobs
+from lodestar_fast.sim.workload import Request, Trace, read_trace
+from lodestar_fast.simulate.plan import TRACE
+
+BLOCK = 16  # tokens of a prefix block that is made here
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, spread evenly however many there are
+HOT_BLOCK = 1 << 40  # of the popular prefix: an id that no source uses
+OUTPUT = (100, 10)  # tokens: mean and standard deviation of SharingRatio's answers
+
+# SharingRatio: by mean prompt length in tokens, its standard deviation, how many prefixes there
+# are in a repetition, and how many requests share each.
+CLASSES = ((1000, 50, 25, 10), (2000, 100, 25, 10), (4000, 200, 10, 10), (8000, 400, 5, 5))
+REPETITIONS = 10
+SHARING = {"sharing0": 0.0, "sharing5": 0.05, "sharing10": 0.1, "sharing30": 0.3}
+SHARING |= {"sharing50": 0.5, "sharing70": 0.7}
+MIXED = (0.1, 0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What arrives. Times in seconds from the first arrival.
+
+    then: another source that takes over at `at`. cv: coefficient of variation of the gaps between
+    arrivals; 1 is Poisson. own_times: the source's own arrivals, stretched to the rate. surge:
+    from, to, factor on the rate. hot: from, to, share of the requests, tokens of their prefix.
+    """
+
+    source: str
+    then: str = ""
+    at: float = 0.0
+    cv: float = 1.0
+    own_times: bool = False
+    surge: tuple[float, float, float] | None = None
+    hot: tuple[float, float, float, int] | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        return [name for name in (self.source, self.then) if name]
+
+
+# -- sources ---------------------------------------------------------------------------------------
+
+
+def _file(name: str, *sizes: float) -> Callable[[Path], Trace]:
+    """A trace of the traces folder, rescaled: block tokens, longest input, factor on outputs."""
+
+    def load(folder: Path) -> Trace:
+        trace = read_trace(folder / f"{name}.jsonl.gz")
+        return trace.rescaled(int(sizes[0]), int(sizes[1]), sizes[2]) if sizes else trace
+
+    return load
+
+
+def _packaged(*sizes: float) -> Callable[[Path], Trace]:
+    def load(folder: Path) -> Trace:
+        trace = read_trace(TRACE)
+        return trace.rescaled(int(sizes[0]), int(sizes[1]), sizes[2]) if sizes else trace
+
+    return load
+
+
+def _sharing(*shares: float) -> Callable[[Path], Trace]:
+    return lambda folder: sharing_ratio(shares)
+
+
+def _azure(name: str, share: float) -> Callable[[Path], Trace]:
+    return lambda folder: with_sharing(_file(name)(folder), share)
+
+
+SOURCES: dict[str, Callable[[Path], Trace]] = {
+    "conversation": _packaged(50, 10_000, 0.5),
+    "conversation_full": _packaged(),
+    "toolagent": _file("toolagent_like", 100, 10_000, 0.5),
+    "azure_conv": _azure("azure2023_conv", 0.5),
+    "azure_code": _azure("azure2023_code", 0.3),
+    "sharegpt": _file("sharegpt_lengths"),
+    "servegen_small": _file("servegen_small_hour"),
+    "servegen_mid": _file("servegen_mid_day"),
+    "agentic": _file("agentic_coding_open"),
+    "mixed": _sharing(*MIXED),
+    **{name: _sharing(share) for name, share in SHARING.items()},
+}
+
+
+@lru_cache(maxsize=4)
+def source(name: str, folder: Path) -> Trace:
+    """Raises ConfigError if its trace is not in the folder."""
+    return replace(SOURCES[name](folder), name=name)
+
+
+def _length(rng: random.Random, mean: float, deviation: float, least: int) -> int:
+    return max(least, round(rng.gauss(mean, deviation)))
+
+
+def sharing_ratio(shares: Sequence[float]) -> Trace:
+    """Prompts of four lengths, a stated share of each being a prefix that others have too.
+
+    Each repetition has prefixes of its own; within it all shares, lengths and prefixes are mixed.
+    """
+    rng = random.Random(f"sharing {shares}")
+    requests: list[Request] = []
+    block = 0
+    for _ in range(REPETITIONS):
+        repetition: list[Request] = []
+        for share in shares:
+            for mean, deviation, prefixes, fold in CLASSES:
+                blocks = int(share * mean) // BLOCK
+                for _ in range(prefixes):
+                    for _ in range(fold):
+                        tokens = _length(rng, mean, deviation, blocks * BLOCK + 1)
+                        runs = (block, blocks) if blocks else ()
+                        out = _length(rng, *OUTPUT, 1)
+                        repetition.append(Request(0, 0.0, tokens, out, BLOCK, runs))
+                    block += blocks
+        rng.shuffle(repetition)
+        requests += repetition
+    return _numbered("sharing_ratio", requests, BLOCK)
+
+
+def with_sharing(trace: Trace, share: float, fold: int = 10, near: int = 20) -> Trace:
+    """The trace's lengths, each prompt beginning with a share that `fold` requests have in common.
+
+    Which ones: at random among near x fold that follow each other.
+    """
+    rng = random.Random(f"{trace.name} {share}")
+    requests: list[Request] = []
+    block = 0
+    window = near * fold
+    for start in range(0, len(trace.requests), window):
+        part = trace.requests[start : start + window]
+        prefix_of = [k // fold for k in range(len(part))]
+        rng.shuffle(prefix_of)
+        longest = max(int(r.prompt_tokens * share) // BLOCK for r in part) + 1
+        for r, prefix in zip(part, prefix_of, strict=True):
+            blocks = int(r.prompt_tokens * share) // BLOCK
+            runs = (block + prefix * longest, blocks) if blocks else ()
+            requests.append(replace(r, block_tokens=BLOCK, runs=runs))
+        block += near * longest
+    return _numbered(trace.name, requests, BLOCK)
+
+
+def _numbered(name: str, requests: Sequence[Request], block_tokens: int) -> Trace:
+    rows = [replace(r, index=k) for k, r in enumerate(requests)]
+    return Trace(name, tuple(rows), block_tokens)
+
+
+def export(trace: Trace, path: Path) -> None:
+    """As a trace file, for `lodestar simulate --trace`, without the trace's place for a seed."""
+    lines = [msgspec.json.encode({"meta": {"block_size": trace.block_tokens or None}})]
+    for r in trace.requests:
+        row: dict[str, Any] = {"t": r.arrival, "in": r.prompt_tokens, "out": r.output_tokens}
+        row |= {"h": r.runs} if r.runs else {}
+        row |= {"cid": r.tenant, "pl": r.tenant_tokens} if r.tenant >= 0 else {}
+        lines.append(msgspec.json.encode(row))
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+# -- arrivals --------------------------------------------------------------------------------------
+
+
+def draw(work: Workload, seed: int, rate: float, seconds: float, folder: Path) -> list[Job]:
+    """The requests of a run with their arrivals, from 0 to before `seconds`.
+
+    rate: requests a second, outside a surge. Raises ConfigError.
+    """
+    if work.own_times:
+        requests = _own_times(work, seed, rate, seconds, folder)
+    else:
+        times = list(_arrivals(work, seed, rate, seconds))
+        switch = sum(t < work.at for t in times) if work.then else len(times)
+        first = _place(source(work.source, folder), seed, switch)
+        second = _place(source(work.then, folder), seed, len(times) - switch) if work.then else []
+        requests = [*first, *_apart(first, second)]
+        requests = [replace(r, arrival=t) for r, t in zip(requests, times, strict=True)]
+    if work.hot:
+        requests = _heated(requests, work.hot, seed)
+    return make_jobs(requests)
+
+
+def _arrivals(work: Workload, seed: int, rate: float, seconds: float) -> Iterator[float]:
+    rng = random.Random(f"arrivals {seed}")
+    shape = 1 / work.cv**2
+    t = 0.0
+    while (now := _surged(t, work.surge)) < seconds:
+        yield now
+        t += rng.gammavariate(shape, 1 / (shape * rate))
+
+
+def _surged(t: float, surge: tuple[float, float, float] | None) -> float:
+    """When what would come at t comes, if from start to end all comes so many times as fast."""
+    if surge is None or t < surge[0]:
+        return t
+    start, end, factor = surge
+    return min(start + (t - start) / factor, end) + max(0.0, t - start - (end - start) * factor)
+
+
+def _own_times(
+    work: Workload, seed: int, rate: float, seconds: float, folder: Path
+) -> list[Request]:
+    """From the seed's place on; bursts and drift as they are, stretched to that rate on average."""
+    trace = source(work.source, folder)
+    stretch = len(trace.requests) / trace.seconds / rate
+    trace = trace.extended(len(trace.requests) + 1)  # twice, so that the end has a continuation
+    first = _start(len(trace.requests) // 2, seed)
+    begin = trace.requests[first].arrival
+    moved = (replace(r, arrival=(r.arrival - begin) * stretch) for r in trace.requests[first:])
+    return [r for r in moved if r.arrival < seconds]
+
+
+def _start(count: int, seed: int) -> int:
+    return int(seed * GOLDEN % 1 * count)
+
+
+def _place(trace: Trace, seed: int, count: int) -> list[Request]:
+    """So many requests from the seed's place on, the trace being a circle."""
+    start = _start(len(trace.requests), seed)
+    return list(trace.extended(start + count).requests[start : start + count])
+
+
+def _apart(first: Sequence[Request], second: Sequence[Request]) -> list[Request]:
+    """The second with numbers and blocks that the first does not have."""
+    index = 1 + max((r.index for r in first), default=0)
+    block = 1 + max(
+        (sum(r.runs[i : i + 2]) for r in first for i in range(0, len(r.runs), 2)), default=0
+    )
+    return [
+        replace(
+            r,
+            index=r.index + index,
+            runs=tuple(n + block * (i % 2 == 0) for i, n in enumerate(r.runs)),
+        )
+        for r in second
+    ]
+
+
+def _heated(
+    requests: Sequence[Request], hot: tuple[float, float, float, int], seed: int
+) -> list[Request]:
+    """While it is hot, a share of the requests is one long prefix, and then their own prompt."""
+    start, end, share, tokens = hot
+    rng = random.Random(f"hot {seed}")
+    out = []
+    for r in requests:
+        if start <= r.arrival < end and rng.random() < share:
+            size = r.block_tokens or BLOCK
+            blocks = math.ceil(tokens / size)
+            own = min(r.prompt_tokens, 4 * size)
+            r = replace(
+                r,
+                prompt_tokens=blocks * size + own,
+                block_tokens=size,
+                runs=(HOT_BLOCK, blocks),
+                tenant=-1,
+            )
+        out.append(r)
+    return out
+
+
+def missing(work: Workload, folder: Path) -> str:
+    """Why a workload cannot be made here; empty if it can."""
+    for name in work.sources:
+        try:
+            source(name, folder)
+        except ConfigError as e:
+            return str(e)
+    return ""
