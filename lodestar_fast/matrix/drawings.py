@@ -18,13 +18,14 @@ from lodestar_fast.plots import FOREGROUND, SERIES, STYLE, as_svg, legend, line_
 
 PREFIX = "prefix_cache"
 LINES = (OURS, PUBLISHED, FALLBACK, PREFIX)
-TICKS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
+TICKS = (0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 20.0, 30.0, 50.0, 100.0)
+FINE = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
 MARKERS = "osD^"
 
 
 def _times_axis(axis: object, low: float, high: float) -> None:
     """Ratios on a logarithmic scale, at numbers that people say."""
-    ticks = [t for t in TICKS if low <= t <= high]
+    ticks = [t for t in (FINE if high < 2.2 * low else TICKS) if low <= t <= high]
     axis.set_major_locator(FixedLocator(ticks))  # type: ignore[attr-defined]
     axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))  # type: ignore[attr-defined]
@@ -57,7 +58,9 @@ def ratios(found: Findings) -> str:
                     zorder=4,
                 )
                 label = "_"  # once in the legend
-                low, high = min(low, *ends), max(high, *ends)
+                # An interval of few seeds may be wider than all that is to be seen.
+                low = min(low, max(ratio.value / 2, ends[0]))
+                high = max(high, min(ratio.value * 2, ends[1]))
         axes.axvline(1.0, color=FOREGROUND, linewidth=1.1, zorder=2)
         axes.set_xscale("log")
         axes.set_xlim(low / 1.05, high * 1.05)
@@ -75,17 +78,12 @@ def learning(found: Findings) -> str:
         figure = Figure(figsize=(9, 3.7), layout="constrained")
         axes = figure.subplots()
         low, high = 0.95, 1.2
-        policies = [p for p in LINES if any(found.course(c, p) for c in found.headline)]
+        policies = [p for p in LINES if found.together(p)]
         for policy in policies:
-            courses = [c for cell in found.headline if (c := found.course(cell, policy))]
-            length = min(map(len, courses))
-            table = np.array([course[:length] for course in courses])
-            known = np.isfinite(table)
-            means = np.where(known, table, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-            ratio = np.exp(means)
-            times = (np.arange(length) + 0.5) * WINDOW
+            ratio = np.exp(found.together(policy))
+            times = (np.arange(len(ratio)) + 0.5) * WINDOW
             axes.plot(times, ratio, label=policy, **line_style(policies, policy))
-            low, high = min(low, ratio.min()), max(high, ratio.max())
+            low, high = min(low, np.nanmin(ratio)), max(high, np.nanmax(ratio))
         axes.axhline(1.0, color=FOREGROUND, linewidth=1.1, zorder=2)
         axes.set_yscale("log")
         axes.set_ylim(low / 1.03, high * 1.05)

@@ -203,6 +203,14 @@ class Findings:
         sums = np.where(known, table, 0.0).sum(axis=0)
         return [float(s / n) if n else math.nan for s, n in zip(sums, counts, strict=True)]
 
+    def together(self, policy: str) -> list[float]:
+        """The mean of such courses over the headline cells, as long as the shortest."""
+        courses = [line for cell in self.headline if (line := self.course(cell, policy))]
+        length = min(map(len, courses), default=0)
+        columns = zip(*(line[:length] for line in courses), strict=True)
+        known = [[v for v in column if v == v] for column in columns]
+        return [fmean(column) if column else math.nan for column in known]
+
     def settled(
         self, cell: Cell, policy: str, start: float = 0.0, end: float = math.inf
     ) -> float | None:

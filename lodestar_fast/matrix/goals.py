@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lodestar_fast.matrix.cells import FALLBACK, OURS, PUBLISHED
-from lodestar_fast.matrix.findings import BEST, Findings, mean_tpot, p99_ttft
+from lodestar_fast.matrix.findings import BEST, Findings, mean_tpot, p99_ttft, settled
 from lodestar_fast.matrix.tables import NONE, PREFIX, Table, seconds, share, times
 
 
@@ -43,7 +43,7 @@ def goals(found: Findings) -> Table:
         "from a bootstrap over the seeds of each cell. Gains are compared as logarithms, over all "
         "cells."
     )
-    return Table("Goals", ("claim", "goal", "measured"), rows, note)
+    return Table("Goals", ("claim", "goal", "measured"), rows, note, prose=True)
 
 
 def _service(found: Findings) -> list[tuple[str, str, str]]:
@@ -81,8 +81,8 @@ def _listed(names: list[str]) -> str:
 
 
 def _course(found: Findings) -> list[tuple[str, str, str]]:
-    settled = {c.name: found.settled(c, OURS) for c in found.headline}
-    slow = [f"{n} ({seconds(s)} s)" for n, s in settled.items() if s is None or s > 20]
+    times_of = {c.name: found.settled(c, OURS) for c in found.headline}
+    slow = [f"{n} ({seconds(s)} s)" for n, s in times_of.items() if s is None or s > 20]
     after = {}
     for cell in found.cells:
         for k, mark in enumerate(cell.marks):
@@ -91,11 +91,17 @@ def _course(found: Findings) -> list[tuple[str, str, str]]:
     late = [f"{n} ({seconds(s)} s)" for n, s in after.items() if s is None or s > 20]
     both = [found.worst_window(cell, cold) for cell in found.headline for cold in (True, False)]
     worst = [w for w in both if w]
+    together = settled(found.together(OURS))
     rows = [
+        (
+            "within 10 % of the final level, all cells together",
+            "20 s",
+            "never" if together is None else f"{together:.0f} s",
+        ),
         (
             "cells not within 10 % of the final level after 20 s",
             "0",
-            f"{_listed(slow)} of {len(settled)}",
+            f"{_listed(slow)} of {len(times_of)}",
         ),
         ("changes not recovered from in 20 s", "0", f"{_listed(late)} of {len(after)}"),
     ]

@@ -20,7 +20,8 @@ from lodestar_fast.report import CSS, make_folder
 STYLE = """
 body { max-width: 84rem; }
 td, th { font-size: .86rem; } td:nth-child(2) { white-space: normal; }
-td.text { white-space: normal; text-align: left; min-width: 16rem; }
+td.text, table.prose td, table.prose th { white-space: normal; text-align: left; }
+td.text { min-width: 16rem; } table.prose td:nth-child(2) { white-space: nowrap; }
 td.strong { font-weight: 700; }
 figure, p, ul { max-width: 62rem; }
 """
@@ -117,14 +118,15 @@ def _page(found: Findings, tables: Sequence[Table], made: Sequence[str]) -> str:
 
 def _table(table: Table) -> str:
     lines = [f"<h2>{html.escape(table.title)}</h2>"]
-    lines.append('<div class="scroll"><table><thead><tr>')
+    kind = ' class="prose"' if table.prose else ""
+    lines.append(f'<div class="scroll"><table{kind}><thead><tr>')
     lines += [f'<th scope="col">{html.escape(name)}</th>' for name in table.head]
     lines.append("</tr></thead><tbody>")
     for i, row in enumerate(table.rows):
         lines.append("<tr>")
         for k, text in enumerate(row):
-            kind = "text" if len(text) > LONG else "strong" if (i, k) in table.strong else ""
-            lines.append(f'<td class="{kind}">' if kind else "<td>")
+            style = "text" if len(text) > LONG else "strong" if (i, k) in table.strong else ""
+            lines.append(f'<td class="{style}">' if style else "<td>")
             lines[-1] += f"{html.escape(text)}</td>"
         lines.append("</tr>")
     lines.append("</tbody></table></div>")

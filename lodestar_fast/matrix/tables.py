@@ -42,6 +42,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     strong: frozenset[tuple[int, int]] = frozenset()
+    prose: bool = False  # sentences, not numbers
 
     def markdown(self) -> str:
         """Without the title."""
@@ -62,10 +63,10 @@ def ms(value: float | None) -> str:
 
 
 def times(ratio: Interval | None) -> str:
-    """1.41 (1.38 to 1.44)"""
+    """1.41 (1.38 to 1.44); without an interval where there is none, or none to speak of."""
     if ratio is None:
         return NONE
-    if math.isnan(ratio.low):
+    if math.isnan(ratio.low) or ratio.high > 100 * ratio.low:  # which says nothing
         return f"{ratio.value:.2f}"
     return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
@@ -131,7 +132,11 @@ def ratios(found: Findings) -> Table:
         best = found.best(cell)
         row = [cell.name, str(len(found.rows[cell.name][OURS]))]
         for rival in known:
-            text = _versus(by_rival[rival].get(cell.name))
+            comparison = by_rival[rival].get(cell.name)
+            if rival == CLAIRVOYANT:  # no match to be won
+                row.append(times(comparison.mean) if comparison else NONE)
+                continue
+            text = _versus(comparison)
             row.append(f"{text} {best}" if rival == BEST and best else text)
         rows.append(row)
     mean = ["geometric mean", ""]
@@ -252,7 +257,9 @@ def recovery(found: Findings) -> Table:
             end = cell.marks[k + 1] if k + 1 < len(cell.marks) else math.inf
             row = [f"{cell.name}: {cell.note}", f"{mark:.0f}"]
             row += [seconds(found.settled(cell, p, mark, end)) for p in (OURS, PUBLISHED, FALLBACK)]
-            row += [_versus(found.compare(cell, rival)) for rival in (PREFIX, BEST, CLAIRVOYANT)]
+            row += [_versus(found.compare(cell, rival)) for rival in (PREFIX, BEST)]
+            beyond = found.compare(cell, CLAIRVOYANT)
+            row.append(times(beyond.mean) if beyond else NONE)
             rows.append(row)
     head = ("cell", "at, s", OURS, PUBLISHED, FALLBACK, f"times {PREFIX}", f"times {BEST}")
     note = (
