@@ -54,7 +54,7 @@ def commands(text: str) -> Iterator[list[str]]:
     """The words of each command line in indented blocks, whole lines joined."""
     blocks = re.sub(r"\\\n\s*", " ", text)
     for line in re.findall(r"^(?:    |\t)(\S.*)$", blocks, re.M):
-        line = re.split(r"\s{5,}", line)[0]  # what it does stands behind
+        line = re.split(r"\s{4,}", line)[0]  # what it does stands behind
         for part in line.split(" && "):
             try:
                 yield shlex.split(part, comments=True)
