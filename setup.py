@@ -1,7 +1,7 @@
 """Builds the compiled parts. Everything else about the package is in pyproject.toml.
 
 LODESTAR_DEBUG=1     bounds checks, asserts, line tracing for coverage, no optimisation
-LODESTAR_SANITIZE=1  address and undefined-behaviour sanitizers (run with libasan preloaded)
+LODESTAR_SANITIZE=1  address and undefined-behaviour sanitizers (for `make sanitize`)
 LODESTAR_EXT=a,b     build only the extensions whose dotted name ends so
 """
 
@@ -26,7 +26,8 @@ CFLAGS = ["-std=c11", "-fvisibility=hidden", "-iquote", "csrc"]
 CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2", "-g1", "-DNDEBUG"]
 LDFLAGS: list[str] = []
 if SANITIZE:
-    CFLAGS += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    CFLAGS += ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    CFLAGS += ["-fno-omit-frame-pointer"]
     LDFLAGS += ["-fsanitize=address,undefined"]
 
 MACROS: list[tuple[str, str | None]] = [("CYTHON_TRACE", "1")] if DEBUG else []

@@ -2,6 +2,7 @@
 
 raise: every round raises. hang: the first round never ends. nan: the model's numbers are none.
 absurd: weights that predict eleven days are published, past every check of the learner.
+die: its thread ends. flood: 64 MB that are no weights are published whenever the router asks.
 """
 
 from __future__ import annotations
@@ -28,6 +29,20 @@ def spoil(trainer: Any) -> None:
     trainer.linear.a[:] = np.nan
 
 
+class Dying(thread.ThreadLearner):
+    """Its thread ends as it begins."""
+
+    def _run(self) -> None:
+        pass
+
+
+class Flooding(thread.ThreadLearner):
+    """Publishes as much as it can, and nothing that is of use."""
+
+    def poll(self) -> bytes | None:
+        return bytes(64 << 20)
+
+
 class Absurd(thread.ThreadLearner):
     """Publishes once a second what no check let through."""
 
@@ -38,8 +53,9 @@ class Absurd(thread.ThreadLearner):
 
 
 def main(kind: str, argv: list[str]) -> int:
-    if kind == "absurd":
-        thread.ThreadLearner = Absurd  # type: ignore[misc]
+    learners = {"absurd": Absurd, "flood": Flooding, "die": Dying}
+    if kind in learners:
+        thread.ThreadLearner = learners[kind]  # type: ignore[misc]
         return cli.main(argv)
     hook = {"raise": fail, "hang": hang, "nan": spoil}[kind]
     begin = thread.ThreadLearner.__init__

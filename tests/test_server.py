@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,16 @@ class Lodestar:
         self.admin = admin
 
     @classmethod
-    async def start(cls, *options: str, program: Sequence[str] = ("lodestar_fast",)) -> Lodestar:
-        """program: the module to run, and its words before the verb."""
+    async def start(
+        cls,
+        *options: str,
+        program: Sequence[str] = ("lodestar_fast",),
+        variables: Mapping[str, str] | None = None,
+    ) -> Lodestar:
+        """program: the module to run, and its words before the verb. variables: of its
+        environment, beside ours."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("LODESTAR_")}
+        env |= variables or {}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", *program, "serve", "--host", "127.0.0.1"),
             *("--port", "0", "--admin-port", "0", *options),

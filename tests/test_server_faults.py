@@ -22,11 +22,11 @@ async def serve_one(lodestar: Lodestar, engines: list[TinyEngine]) -> None:
     assert (await request(lodestar.data, "POST /v1/chat/completions", CHAT))[0] == 200
 
 
-@pytest.mark.parametrize("kind", ["raise", "nan", "hang", "absurd"])
+@pytest.mark.parametrize("kind", ["raise", "nan", "hang", "absurd", "die", "flood"])
 def test_no_request_fails_for_a_broken_learner(kind: str) -> None:
     """Requests go on until the fault shows on the admin port, and twenty more after that."""
 
-    def shows(about: dict[str, Any]) -> bool:
+    def shows(about: dict[str, Any], metrics: bytes) -> bool:
         learner = about["learner"]
         if kind == "raise":
             return learner["restarts"] > 1 and "on purpose" in learner["last_error"]
@@ -34,6 +34,10 @@ def test_no_request_fails_for_a_broken_learner(kind: str) -> None:
             return bool(learner["validation_errors"])
         if kind == "absurd":
             return about["watchdog"]["state"] == "demoted" and about["watchdog"]["cause"] == kind
+        if kind == "flood":
+            return b'lodestar_background_incidents_total{kind="weights_refused"} 3.0' in metrics
+        if kind == "die":
+            return learner["state"] == "failed" and "ended" in learner["last_error"]
         return learner["state"] != "importing"
 
     async def main() -> None:
@@ -49,9 +53,11 @@ def test_no_request_fails_for_a_broken_learner(kind: str) -> None:
                     "/workers", lambda _, b: b.count(b'"healthy":true') == 2, lodestar.admin
                 )
                 about: dict[str, Any] = {}
-                while not about or not shows(about):
+                text = b""
+                while not about or not shows(about, text):
                     await serve_one(lodestar, engines)
                     about = json.loads((await lodestar.get("/admin/model", lodestar.admin))[1])
+                    _, text = await lodestar.get("/metrics", lodestar.admin)
                 for _ in range(20):
                     await serve_one(lodestar, engines)
                 _, text = await lodestar.get("/metrics", lodestar.admin)

@@ -186,6 +186,8 @@ class ThreadLearner:
         silent = time.monotonic() - self._alive_at - self._config.round_seconds
         if state in ("gathering", "training") and silent > STALLED_SECONDS:
             state, error = "failed", f"no sign of life for {silent:.0f} s"
+        elif state != "closed" and not self._thread.is_alive():
+            state, error = "failed", "its thread has ended"
         return {
             "state": state,
             "train_seconds": self._train_seconds,

@@ -83,8 +83,10 @@ cdef class Context:
     cdef double _rate  # of them a second, smoothed
     cdef object loop
     cdef object _timer
+    cdef double _due  # when it shall run
     cdef dict _others  # model -> slots that do not serve it, or None: no instance does
 
+    cdef int _sweep_in(self, double seconds) except -1
     cdef object refusal(self, RequestParser request)
     cdef bint _authorized(self, bytes authorization)
     cdef tuple others(self, str model)

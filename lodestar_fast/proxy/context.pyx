@@ -20,6 +20,9 @@ from lodestar_fast.proxy.parse_request cimport RequestParser
 log = logging.getLogger("lodestar.proxy")
 
 SWEEP = 0.25  # seconds between sweeps, so the most that a timeout is late
+# A sweep that comes this many seconds late says that nothing ran for a while: a machine that slept, a
+# process that was stopped. The next one comes after as many, in which all can show that they live.
+LATE = 2.0
 READ = 262144  # bytes taken by one read at most
 MOST_MODELS = 1024  # names remembered between sweeps; clients invent them
 MOST_BUSY = 10.0  # seconds at most that an engine's Retry-After keeps requests from it
@@ -114,16 +117,26 @@ cdef class Context:
             self.loop = asyncio.get_running_loop()
             if llhttp.WHY_NOT:
                 log.warning("requests cost more than they could: %s", llhttp.WHY_NOT)
-            self._timer = self.loop.call_later(SWEEP, self._tick)
+            self._sweep_in(SWEEP)
 
     def stop(self):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    cdef int _sweep_in(self, double seconds) except -1:
+        self._due = self.clock.now() + seconds
+        self._timer = self.loop.call_later(seconds, self._tick)
+        return 0
+
     def _tick(self):
-        self._timer = self.loop.call_later(SWEEP, self._tick)
-        self.sweep(self.clock.now())
+        cdef double now = self.clock.now()
+        if now > self._due + LATE:
+            log.warning("nothing ran for %.1f s: deadlines wait for %g s", now - self._due, LATE)
+            self._sweep_in(LATE)
+        else:
+            self._sweep_in(SWEEP)
+            self.sweep(now)
 
     def sweep(self, double now):
         cdef Connection connection
