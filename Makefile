@@ -51,10 +51,12 @@ test-real: $(VENV)/.dev
 	$(BIN)/python tests/real/install.py $(REAL_VENV) $(REAL_MODEL)
 	REAL_VENV=$(REAL_VENV) REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest tests/real/real_engines.py --timeout=900 $(ARGS)
 
-# Fuzz, leaks, rolling restarts, overload: minutes, with figures.
+# Fuzz, leaks, rolling restarts, overload, crowds: minutes, with figures.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak.fuzz
 	$(BIN)/python -m tests.soak.traffic $(ARGS)
+	$(BIN)/python -m tests.soak.crowds
+	$(BIN)/python -m tests.soak.abuse
 
 # The compiled parts under sanitizers: a build of their own, the tests that call them, hostile bytes.
 sanitize: $(VENV)/.dev

@@ -20,8 +20,8 @@ from lodestar_fast.proxy.parse_request cimport RequestParser
 log = logging.getLogger("lodestar.proxy")
 
 SWEEP = 0.25  # seconds between sweeps, so the most that a timeout is late
-# A sweep that comes this many seconds late says that nothing ran for a while: a machine that slept, a
-# process that was stopped. The next one comes after as many, in which all can show that they live.
+# A sweep that comes this many seconds late says that nothing ran for a while: a machine that slept,
+# a process that was stopped. The next one comes after as many, so that all can show that they live.
 LATE = 2.0
 READ = 262144  # bytes taken by one read at most
 MOST_MODELS = 1024  # names remembered between sweeps; clients invent them

@@ -13,9 +13,10 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -29,6 +30,11 @@ _HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\
 _GET = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 PLAIN = CHAT.replace(b'"stream":true', b'"stream":false').replace(b"tiny", b"m")
 STREAM = CHAT.replace(b"tiny", b"m")
+
+
+def figures_of(scenario: Coroutine[Any, Any, Figures], patience: float = 240.0) -> Figures:
+    """Run a scenario. Raises TimeoutError: uvloop would wait for ever for what does not come."""
+    return uvloop.run(asyncio.wait_for(scenario, patience))
 
 
 class Watched:
@@ -234,7 +240,9 @@ async def stream(megabytes: int) -> Figures:
         }
 
 
-SCENARIOS: dict[str, tuple[Callable[[], Awaitable[Figures]], Callable[[Figures], bool]]] = {
+SCENARIOS: dict[
+    str, tuple[Callable[[], Coroutine[Any, Any, Figures]], Callable[[Figures], bool]]
+] = {
     "idle": (
         lambda: idle(3000),
         lambda f: bool(f["served"]) and f["open"] >= 3000 and f["during_mb"] < 200,
@@ -269,7 +277,7 @@ def main() -> int:
     held = True
     for name in sys.argv[1:] or SCENARIOS:
         scenario, holds = SCENARIOS[name]
-        figures = uvloop.run(scenario())
+        figures = figures_of(scenario())
         good = holds(figures) and figures.get("descriptors_left", 0) <= 70
         held = held and good
         text = ", ".join(f"{key} {value:.5g}" for key, value in figures.items())
