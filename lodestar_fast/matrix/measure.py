@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from lodestar_fast.matrix.cells import Cell
+from lodestar_fast.matrix.cells import CLAIRVOYANT, Cell
 from lodestar_fast.matrix.workloads import Workload, draw, export, source
 from lodestar_fast.report import prediction_error
+from lodestar_fast.sim.bounds import lower_bounds
 from lodestar_fast.sim.jobs import Job
 from lodestar_fast.simulate.plan import Measured, Plan, fleet, run_one
 from lodestar_fast.simulate.saturation import saturation
@@ -60,6 +61,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     windows: tuple[float | None, ...]
     learned: float | None = None  # share of decisions
     predicted: tuple[float, float] | None = None
+    bound: float | None = None  # no router can have a lower mean; in the clairvoyant's row only
 
 
 def plan_of(cell: Cell, events: str | None = None) -> Plan:
@@ -72,9 +74,8 @@ def jobs_of(work: Workload, seed: int, rate: float, seconds: float, traces: Path
     return draw(work, seed, rate, seconds, traces)
 
 
-def run_cell(cell: Cell, rate: float, policy: str, seed: int, traces: Path) -> Measured:
+def run_cell(cell: Cell, policy: str, seed: int, jobs: list[Job]) -> Measured:
     """Raises ConfigError."""
-    jobs = jobs_of(cell.work, seed, rate, cell.seconds, traces)
     if not cell.events:
         return run_one(plan_of(cell), seed, policy, jobs=jobs)
     with tempfile.TemporaryDirectory() as folder:
@@ -87,8 +88,9 @@ def row_of(
     cell: Cell, rate: float, policy: str, seed: int, what: str, code: str, traces: Path
 ) -> Row:
     """Run it. Raises ConfigError."""
+    jobs = jobs_of(cell.work, seed, rate, cell.seconds, traces)
     began = time.process_time()
-    done = run_cell(cell, rate, policy, seed, traces)
+    done = run_cell(cell, policy, seed, jobs)
     cpu = time.process_time() - began
     specs = fleet(plan_of(cell))
     run = run_summary(
@@ -128,7 +130,17 @@ def row_of(
         windows=windows(done.records, cell.seconds),
         learned=run["learned_share"] or None,
         predicted=(round(error[0], 3), round(error[1], 3)) if error else None,
+        bound=_bound(cell, jobs, done.warm_up) if policy == CLAIRVOYANT else None,
     )
+
+
+def _bound(cell: Cell, jobs: list[Job], warm_up: float) -> float | None:
+    """The larger of the two lower bounds of the mean TTFT, in ms; none where engines vary."""
+    plan = plan_of(cell)
+    if plan.jitter or cell.events:
+        return None
+    bounds = lower_bounds(jobs, fleet(plan), warm_up)
+    return _short((max(bounds.values()) + plan.delay) * 1e3) if bounds else None
 
 
 def _short(value: float, digits: int = 1) -> float:
@@ -167,7 +179,7 @@ def capacity_of(cell: Cell, name: str) -> tuple[str, str, str]:
     return cell.unit or cell.fleet, name, repr(engines) if engines else ""
 
 
-def find_capacity(cell: Cell, name: str, traces: Path, note: Callable[[str], None]) -> Capacity:
+def find_capacity(cell: Cell, name: str, traces: Path) -> Capacity:
     """By bisection, of a source of the cell. Raises ConfigError."""
     began = time.process_time()
     fleet_name, _, changes = capacity_of(cell, name)
@@ -176,7 +188,7 @@ def find_capacity(cell: Cell, name: str, traces: Path, note: Callable[[str], Non
         export(source(name, traces), trace)
         kept = {k: v for k, v in cell.changes if k in CACHE}
         plan = Plan(fleet=fleet_name, trace=str(trace), seconds=SATURATION_SECONDS, **kept)
-        rate = saturation(plan, SATURATION_SEED, note)
+        rate = saturation(plan, SATURATION_SEED, lambda _: None)
     return Capacity(
         fleet_name, name, changes, round(rate, 3), round(time.process_time() - began, 2)
     )

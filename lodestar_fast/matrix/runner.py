@@ -18,6 +18,7 @@ from concurrent.futures import (
 )
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -99,6 +100,8 @@ class Costs:
 
 
 Told = Callable[[float, str], None]  # seconds left, the run that has ended
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 
 class Runner:
@@ -115,14 +118,17 @@ class Runner:
         any_code: bool = False,
     ) -> None:
         self.store, self.traces, self.clock = store, traces, clock
-        self.jobs, self.budget, self.any_code = jobs, budget, any_code
+        self.jobs, self.any_code = jobs, any_code
+        self._end = clock.now() + budget
         self.code = code_version()
         self.costs = Costs(store)
 
     def capacities(self, cells: Sequence[Cell], note: Callable[[str], None]) -> None:
         """Find the saturation rates that are not known yet. Raises ConfigError."""
-        for work in _uncharted(cells, self.store):
-            self.store.add(find_capacity(*work, self.traces, note))
+        works = [(cell, name, self.traces) for cell, name in _uncharted(cells, self.store)]
+        for _, found in _each(find_capacity, works, self.jobs):
+            self.store.add(found)
+            note(f"{found.fleet}, {found.source}: saturated at {found.saturation:.3g} req/s")
 
     def missing_capacities(self, cells: Sequence[Cell]) -> int:
         return len(_uncharted(cells, self.store))
@@ -136,46 +142,50 @@ class Runner:
 
     def run(self, todo: Sequence[Task], told: Told) -> int:
         """How many were run; fewer than asked if the budget ended. Raises ConfigError."""
-        end = self.clock.now() + self.budget
         left = dict.fromkeys(todo)
-        done = 0
 
-        def take(task: Task, row: Row) -> None:
-            nonlocal done
-            done += 1
+        def begun() -> Iterator[tuple[Task, Path]]:
+            for task in todo:
+                if self.clock.now() + self.costs.of(task) > self._end:
+                    return
+                yield task, self.traces
+
+        for (task, _), row in _each(_work, begun(), self.jobs):
             self.store.add(row)
             self.costs.learn(row)
             del left[task]
             told(self.seconds(left), f"{row.cell} {row.policy} seed {row.seed}")
+        return len(todo) - len(left)
 
-        def begun() -> Iterator[Task]:
-            for task in todo:
-                if self.clock.now() + self.costs.of(task) > end:
-                    return
-                yield task
 
-        if self.jobs == 1:
-            for task in begun():
-                take(task, _work(task, self.traces))
-            return done
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self.jobs, context, _start)
-        running: dict[Future[Row], Task] = {}
-        try:
-            for task in begun():
-                running[pool.submit(_work, task, self.traces)] = task
-                while len(running) > self.jobs:  # one waits, so that no worker does
-                    for ended in wait(running, return_when=FIRST_COMPLETED).done:
-                        take(running.pop(ended), ended.result())
-            for ended in as_completed(running):
-                take(running[ended], ended.result())
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.terminate()  # what runs would be waited for
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-        return done
+def _each(
+    work: Callable[[*Arguments], Result], items: Iterable[tuple[*Arguments]], jobs: int
+) -> Iterator[tuple[tuple[*Arguments], Result]]:
+    """Each item with its result, as they come, made in so many processes; 1: in this one.
+
+    No more items are taken than can be begun soon, so that they may end early.
+    """
+    if jobs == 1:
+        for item in items:
+            yield item, work(*item)
+        return
+    # Afresh (spawn), not forked: torch, once used, does not survive a fork.
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start)
+    running: dict[Future[Result], tuple[*Arguments]] = {}
+    try:
+        for item in items:
+            running[pool.submit(work, *item)] = item
+            while len(running) > jobs:  # one waits, so that no worker does
+                for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(ended), ended.result()
+        for ended in as_completed(running):
+            yield running[ended], ended.result()
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()  # what runs would be waited for
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _uncharted(cells: Sequence[Cell], store: Store) -> list[tuple[Cell, str]]:

@@ -94,6 +94,7 @@ def _versus(comparison: Comparison | None) -> str:
 def levels(found: Findings, value: Value, title: str) -> Table:
     """Policies by cells, in ms; the least of what a router can do stands out."""
     policies = _order(found)
+    bounds = value is mean_ttft
     rows, strong = [], set()
     for i, cell in enumerate(found.cells):
         numbers = [found.level(cell, policy, value) for policy in policies]
@@ -107,9 +108,16 @@ def levels(found: Findings, value: Value, title: str) -> Table:
             if n is not None and n == min(known) and not policies[k].startswith(CLAIRVOYANT):
                 strong.add((i, k + 2))
             row.append(ms(n))
+        if bounds:
+            known = [r.bound for r in found.rows[cell.name][CLAIRVOYANT].values() if r.bound]
+            row.append(ms(_mean(known)))
         rows.append(row)
     note = f"Milliseconds; means over the seeds, medians from {SATURATED:.0%} of saturation on."
-    return Table(title, ("cell", "seeds", *policies), rows, note, frozenset(strong))
+    head = ["cell", "seeds", *policies]
+    if bounds:
+        head.append("lower bound")
+        note += " Lower bound: no router of any kind can do better."
+    return Table(title, head, rows, note, frozenset(strong))
 
 
 def _order(found: Findings) -> list[str]:
