@@ -14,12 +14,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Collection
-from typing import Protocol
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
 
 from lodestar_fast.errors import ConfigError
-from lodestar_fast.proxy.discovery import dns_wire
 from lodestar_fast.proxy.discovery.source import DiscoveryError, Report, poll
 from lodestar_fast.proxy.fleet import parse_url
+
+if TYPE_CHECKING:
+    from dns.asyncresolver import Resolver as DnsPython
 
 _TIMEOUT = 10.0
 
@@ -34,7 +37,13 @@ class Resolver(Protocol):
 
 
 class SystemResolver:
-    """What the machine is set up for: hosts file, search domains, its name servers."""
+    """What the machine is set up for: hosts file, search domains, its name servers.
+
+    The standard library finds addresses; SRV records are asked for with dnspython.
+    """
+
+    def __init__(self, srv: DnsPython | None = None) -> None:
+        self._srv = srv
 
     async def addresses(self, host: str) -> list[str]:
         loop = asyncio.get_running_loop()
@@ -42,7 +51,16 @@ class SystemResolver:
         return [str(sockaddr[0]) for _, _, _, _, sockaddr in found]
 
     async def services(self, name: str) -> list[tuple[str, int]]:
-        return await dns_wire.services(name)
+        import dns.asyncresolver
+        import dns.exception
+
+        if self._srv is None:
+            self._srv = await asyncio.to_thread(dns.asyncresolver.Resolver)  # reads resolv.conf
+        try:
+            answer = await self._srv.resolve(name, "SRV", search=True)
+        except dns.exception.DNSException as e:
+            raise OSError(str(e) or type(e).__name__) from None
+        return [(record.target.to_text(omit_final_dot=True), record.port) for record in answer]
 
 
 class DnsSource:
@@ -90,6 +108,8 @@ def parse_target(target: str) -> tuple[str, int | None]:
     if target.startswith("_"):
         if ":" in target or target.count(".") < 2:
             raise ConfigError(f"`{target}`: SRV names are of the form _port._protocol.name")
+        if find_spec("dns") is None:
+            raise ConfigError(f"`{target}`: SRV records need dnspython, `pip install dnspython`")
         return target, None
     _, host, port = parse_url(f"http://{target}")
     if not target.endswith(f":{port}"):
