@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 LEARNED = "lodestar"
 FALLBACK = "lmetric"  # decides while the learned policy may not
 KEY_FILE, KEY_BYTES = "index.key", 64
+LOGGED = 4096  # decisions that may wait for the log, which looks several times a second
 TICKETS = 16384  # requests in flight that are learned from; 3 MB
 
 
@@ -72,6 +73,16 @@ def index_key(folder: str) -> bytes:
     return key
 
 
+def kept_decisions(config: Config) -> int:
+    """How many the router keeps. Raises ConfigError if the log has no place to be."""
+    kept = config.decisions
+    if not kept.decision_log:
+        return kept.decisions
+    if not config.serve.state_dir:
+        raise ConfigError("decisions.decision_log (--decision-log): needs --state-dir")
+    return max(kept.decisions, LOGGED)
+
+
 def make_router(config: Config) -> Router:
     """The decision core. Raises ConfigError."""
     routing, fleet = config.routing, config.fleet
@@ -88,7 +99,8 @@ def make_router(config: Config) -> Router:
             index_bytes=routing.index_bytes,
             max_instances=routing.max_instances,
             max_tickets=max(TICKETS, config.limits.max_concurrent_requests),
-            decisions=config.decisions.decisions,
+            decisions=kept_decisions(config),
+            prefix_marks=config.decisions.decision_log,
             seed=routing.seed,
             key=index_key(config.serve.state_dir),
         )

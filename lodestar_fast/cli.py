@@ -253,6 +253,7 @@ VERBS = {
         "what a policy, one more GPU or a fault would do, in virtual time", "lodestar_fast.simulate"
     ),
     "matrix": Verb("run the evaluation that the README reports", "lodestar_fast.matrix"),
+    "explain": Verb("why a request went where it went", "lodestar_fast.decisions.explain"),
     "replay": Verb("replay a trace against a server", "lodestar_fast.replay"),
     "calibrate": Verb("try the engine model on a real log", "lodestar_fast.sim.calibrate"),
     "check-config": Verb("print the resolved configuration", "", _add_check_config, _check_config),

@@ -202,6 +202,15 @@ class DecisionsConfig(_Section, frozen=True):
         Meta(ge=0, le=1 << 16),
         _doc("last decisions kept for /admin/decisions and `lodestar explain`; 0: none"),
     ] = 512
+    decision_log: Annotated[
+        bool, _doc("write every decision to state_dir/decisions, as JSON lines; never a prompt")
+    ] = False
+    decision_log_bytes: Annotated[
+        int, Meta(ge=1 << 16), _doc("bytes of a log file before the next one begins")
+    ] = 64 << 20
+    decision_log_files: Annotated[
+        int, Meta(ge=1, le=1000), _doc("log files kept; the oldest goes")
+    ] = 8
 
 
 class Config(_Section, frozen=True):

@@ -108,6 +108,9 @@ def _candidate(
         "fallback_choice": i == row["fallback"],
         "features": {name: x for (name, *_), x in zip(FEATURES, c["x"], strict=True)},
         "hit_tokens": c["hit"],
+        "queued_tokens": round(c["queued"]),
+        "waiting": c["waiting"],
+        "inflight": c["inflight"],
         "predicted_ttft_ms": _ms(c["predicted"]),
         "linear_ms": _ms(seconds),
         "network_factor": round(c["predicted"] / seconds, 4) if seconds else None,
@@ -331,7 +334,7 @@ def _say_memory(row: Row, one: Row, other: Row) -> str:
 
 
 def _say_network(row: Row, one: Row, other: Row) -> str:
-    return "the network knows such cases as quicker there"
+    return "such cases turn out quicker here than physics says"
 
 
 def _say_late(row: Row, one: Row, other: Row) -> str:
