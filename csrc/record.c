@@ -99,6 +99,7 @@ struct ls_record *ls_record_keep(struct ls_router *r, const struct ls_thought *t
     record->predicted = predicted;
     record->version = version;
     record->prompt_tokens = r->prompt_tokens;
+    record->prompt_bytes = (uint32_t)r->prompt_bytes;
     record->total = r->n;
     record->marks = 0;
     record->reason = (uint8_t)reason;

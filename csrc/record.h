@@ -51,7 +51,7 @@ struct ls_record {
     double at;       /* seconds on the router's clock */
     struct ls_outcome outcome;
     float predicted, margin, low, high; /* low, high: of the log error, NaN: not known yet */
-    uint32_t version, prompt_tokens, total, n, marks;
+    uint32_t version, prompt_tokens, prompt_bytes, total, n, marks;
     uint8_t reason, streaming, chosen, fallback, best, hit; /* rows, or LS_NO_ROW */
     uint8_t learned; /* a model was asked: linear, predicted and score mean something */
     float linear[LS_WIDTH];

@@ -17,6 +17,7 @@ What is read, all of it required:
     governor.counts()      as governor.py writes it; governor None: nothing learned decides
     members                counts() engines by source, changes {change: n}
     discovery.health()     by source: age, syncs, errors {kind: n}
+    log_counts()           decisions by what their log did with them; empty without one
     learner.status()       state, rounds, train_seconds, samples {kind: n}, restarts,
                            batches_refused, batches_dropped
 
@@ -93,6 +94,12 @@ class Collector:
             "Failures outside requests: refused weights, a raising learner, a failed task.",
             dict(proxy.incidents),
             ("kind",),
+        )
+        yield counter(
+            "lodestar_decision_log_decisions",
+            "Decisions by what the log did with them; no series without a log.",
+            proxy.log_counts(),
+            ("fate",),
         )
         yield counter(
             "lodestar_reloads",

@@ -124,6 +124,7 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         governor=SimpleNamespace(counts=lambda router: governed) if learner else None,
         incidents={"learner": 1} if busy else {},
         reloads={"refused": 2} if busy else {},
+        log_counts=lambda: {"written": 9, "dropped": n} if busy else {},
     )
 
 

@@ -38,7 +38,7 @@ cdef extern from "record.h" nogil:
         double at
         ls_outcome outcome
         float predicted, margin, low, high
-        uint32_t version, prompt_tokens, total, n, marks
+        uint32_t version, prompt_tokens, prompt_bytes, total, n, marks
         uint8_t reason, streaming, chosen, fallback, best, hit, learned
         float *linear
         ls_recorded *rows

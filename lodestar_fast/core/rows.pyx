@@ -141,6 +141,7 @@ cdef void put_row(
     put_number(t, ',"t":', since + r.at, 16)
     put_number(t, ',"at":', r.at, 16)
     put_number(t, ',"in":', r.prompt_tokens, 10)
+    put_number(t, ',"bytes":', r.prompt_bytes, 10)
     put_text(t, ',"stream":true,"reason":' if r.streaming else ',"stream":false,"reason":')
     put_text(t, reasons[r.reason])
     put_number(t, ',"version":', r.version, 10)

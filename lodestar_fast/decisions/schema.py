@@ -3,7 +3,7 @@
     id, path, model        the request; null if nobody told. try: 1, 2, ... of that request
     policy, mode           who decides, and the mode that was set ("" if it has none)
     t, at                  when: since 1970, and on the router's clock
-    in, stream             prompt tokens (as given or estimated); whether it streams
+    in, bytes, stream      prompt tokens (as given or estimated), its bytes; whether it streams
     reason                 core.Reason in lower case
     version                of the weights behind the prediction; 0: no model was asked
     predicted, margin      TTFT of the chosen one; how much better the best score must be than the
@@ -17,7 +17,8 @@
                            plain physics; predicted, score: the model's, null without;
                            odds: the probability of being chosen, null: not known;
                            outside: of the range of training; x: the features in natural units
-    h                      (log only) prefix blocks as a trace has them: id, length, ...
+    h                      (log only) prefix blocks as a trace has them: id, length, ...; a block
+                           is meta.prefix_bytes long, the first 128 are told
     outcome                null until known: event (core.Event in lower case), status (HTTP),
                            ttft, e2e, prompt_tokens, cached_tokens, output_tokens
 
@@ -29,6 +30,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 SCHEMA: Final = 1
+MARK_BLOCKS: Final = 8  # LS_MARK_BLOCKS in csrc/record.h: router blocks to a prefix block of `h`
 KIND: Final = "decisions"
 
 Row = dict[str, Any]

@@ -33,9 +33,8 @@ from lodestar_fast.errors import BlobError, ConfigError
 from lodestar_fast.governor import Governor
 from lodestar_fast.learner import Learner
 from lodestar_fast.metrics import Collector
-from lodestar_fast.proxy import admin, health, reload, scrape
+from lodestar_fast.proxy import admin, decisions, health, reload, scrape
 from lodestar_fast.proxy.context import Context
-from lodestar_fast.proxy.decisions import Decisions
 from lodestar_fast.proxy.discovery import watching
 from lodestar_fast.proxy.discovery.membership import STATIC, Membership
 from lodestar_fast.proxy.downstream import Downstream
@@ -87,15 +86,14 @@ class Proxy:
         for complaint in self.members.claim(STATIC, urls):
             raise ConfigError(f"fleet.worker_urls (--worker-urls): {complaint}")
         self.discovery = watching.Discovery(self.members, clock.now, self.incidents)
+        since = time.time() - clock.now()
+        fallback = governor.policy.fallback.name if governor else router.policy.name
+        self.decision_log = decisions.begin_log(config, since, fallback)
         self.admin = admin.Admin(
             self.fleet,
             Collector(__version__, self),
             self,
-            Decisions(
-                router,
-                time.time() - clock.now(),
-                governor.policy.fallback.name if governor else router.policy.name,
-            ),
+            decisions.Decisions(router, since, fallback),
             keys.admins,
             self.members,
         )
@@ -127,6 +125,9 @@ class Proxy:
     @property
     def learner(self) -> Learner | None:
         return self.governor.learner if self.governor else None
+
+    def log_counts(self) -> dict[str, int]:
+        return decisions.log_counts(self)
 
     def model_status(self) -> dict[str, Any]:
         """GET /admin/model."""
@@ -206,6 +207,7 @@ class Proxy:
         await self.discovery.close()
         await self.fleet.close()
         self.context.stop()
+        await decisions.end_log(self)
         if self.governor is not None:
             await self.save_versions()
         if self.learner is not None:
@@ -327,6 +329,7 @@ async def serve(
     # What lives by now lives to the end: the collector need not walk it again.
     gc.collect()
     gc.freeze()
+    logging_decisions = asyncio.ensure_future(decisions.keep_logging(proxy))
     learning = None
     if governor is not None:
         try:
@@ -339,6 +342,7 @@ async def serve(
     data_server.close()
     await proxy.drain()
     admin_server.close()
+    logging_decisions.cancel()
     if learning is not None:
         learning.cancel()
     await proxy.close()
