@@ -20,7 +20,7 @@ from lodestar_fast.matrix import cells as table
 from lodestar_fast.matrix.cells import Cell, matrix, quick
 from lodestar_fast.matrix.measure import Capacity, Row, capacity_of, plan_of
 from lodestar_fast.matrix.readme import BEGIN, END
-from lodestar_fast.matrix.runner import Runner, policies_of, tasks
+from lodestar_fast.matrix.runner import Runner, code_of, policies_of, tasks
 from lodestar_fast.matrix.store import Store
 from lodestar_fast.matrix.workloads import (
     SOURCES,
@@ -275,19 +275,26 @@ def test_restarted_and_in_two_processes_it_is_the_same(tmp_path: Path) -> None:
 
 def test_what_is_there_is_not_run_again(tmp_path: Path) -> None:
     store = charted(tmp_path / "a.gz")
-    todo = tasks([TINY], store, "code")
+    code, other = "code {}".format, "other {}".format  # by policy
+    todo = tasks([TINY], store, code)
     assert [(t.seed, t.policy) for t in todo][:3] == [(1, name) for name in TINY.policies]
     for task in todo[:4]:
         made = row(
-            task.policy, task.seed, 9, name="tiny", seconds=20.0, what=task.what, code="code"
+            task.policy, task.seed, 9, name="tiny", seconds=20.0, what=task.what, code=task.code
         )
         store.add(made)
-    assert tasks([TINY], store, "code") == todo[4:]
-    assert len(tasks([TINY], store, "other")) == 6
-    assert [t.what for t in tasks([TINY], store, "other", any_code=True)] == [
-        t.what for t in todo[4:]
+    assert tasks([TINY], store, code) == todo[4:]
+    assert len(tasks([TINY], store, other)) == 6
+    kept = tasks([TINY], store, other, any_code=True)
+    assert [task.what for task in kept] == [task.what for task in todo[4:]]
+    assert len(tasks([replace(TINY, load=0.7)], store, code, any_code=True)) == 6
+
+
+def test_the_learners_code_is_the_learned_policies() -> None:
+    codes = [
+        code_of(name) for name in ("lodestar:margin=1.2", "lodestar-paper", "lmetric", "oracle")
     ]
-    assert len(tasks([replace(TINY, load=0.7)], store, "code", any_code=True)) == 6
+    assert codes[0] == codes[1] != codes[2] == codes[3]
 
 
 def test_the_budget_is_kept(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--quick",
         action="store_true",
-        help="the headline subset: eleven cells of 300 s, eight seeds, the best heuristics",
+        help="the headline subset: fifteen cells of 300 s, ten seeds, the best heuristics",
     )
     add("--cells", metavar="A,B", help="only cells of these names, as in mix-* [all]")
     add("--policy", metavar="A,B", help="only these policies [those of the cell]")

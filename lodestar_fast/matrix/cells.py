@@ -18,7 +18,7 @@ FALLBACK, WEAKEST = "lmetric", "least_request"
 
 SECONDS = 600.0
 HEADLINE_SEEDS, SEEDS, REST_SEEDS = 20, 5, 3
-QUICK_SECONDS, QUICK_SEEDS = 300.0, 8
+QUICK_SECONDS, QUICK_SEEDS = 300.0, 10
 SATURATED = 0.97  # from this load on: medians, and ties within 20 %
 
 A30 = "8xa30"
@@ -116,9 +116,10 @@ PAPER_NOTE = {
     "mixed": "SharingRatio 10, 30, 50 and 70 % mixed. The paper: 6-10 req/s",
 }
 QUICK = {
-    *("a30-conversation-90", "a30-conversation-97", "a30-toolagent-90", "a30-mixed-90"),
-    *("v100-conversation-90", "v100-mixed-90", "mix-conversation-90", "mix-servegen_mid-90"),
-    *("h100-agentic-75", "a30-switch", "mix-slow"),
+    *("a30-conversation-75", "a30-conversation-90", "a30-conversation-97", "a30-mixed-90"),
+    *("a30-toolagent-75", "a30-toolagent-90", "h100-agentic-75", "a30-switch", "mix-slow"),
+    *("mix-conversation-75", "mix-conversation-90", "mix-servegen_mid-90"),
+    *("v100-conversation-75", "v100-conversation-90", "v100-mixed-90"),
 }
 SHORT = {A30: "a30", V100: "v100", MIX: "mix", H100: "h100"}
 

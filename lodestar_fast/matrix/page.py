@@ -47,7 +47,7 @@ def write_report(folder: str, cells: Sequence[Cell], store: Store) -> Path:
 def _made(cells: Sequence[Cell], store: Store) -> list[str]:
     """What the numbers are from."""
     rows = store.of(cells)
-    code = Counter(row.code for row in rows)
+    code = Counter(row.code for row in rows if row.policy == OURS)
     seeds = Counter(len({r.seed for r in rows if r.cell == c.name}) for c in cells)
     lines = [
         f"{len(rows):,} runs of {len({r.cell for r in rows})} cells, "
@@ -58,7 +58,7 @@ def _made(cells: Sequence[Cell], store: Store) -> list[str]:
     ]
     if len(code) > 1:
         lines.append(
-            f"The runs are of {len(code)} versions of the code: "
+            f"The runs of {OURS} are of {len(code)} versions of the code: "
             + ", ".join(f"{name} ({count})" for name, count in code.most_common())
             + "."
         )

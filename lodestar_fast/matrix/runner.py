@@ -62,8 +62,21 @@ def policies_of(cell: Cell) -> list[tuple[str, int]]:
     return [(name, seeds) for name, seeds in every if settings(name)[0] in (*POLICIES, *SIMULATED)]
 
 
-def tasks(cells: Iterable[Cell], store: Store, code: str, any_code: bool = False) -> list[Task]:
-    """All runs that the store does not have, in order. any_code: whatever code they are from."""
+def code_of(policy: str) -> str:
+    """The version of all that its runs follow from."""
+    return code_version(settings(policy)[0] in (OURS, PUBLISHED))
+
+
+def tasks(
+    cells: Iterable[Cell],
+    store: Store,
+    code: Callable[[str], str] = code_of,
+    any_code: bool = False,
+) -> list[Task]:
+    """All runs that the store does not have, in order.
+
+    code: by policy, the version that a run has to be of; any_code: it may be of others.
+    """
     todo = []
     for place, cell in enumerate(cells):
         rate = rate_of(cell, store)
@@ -71,9 +84,9 @@ def tasks(cells: Iterable[Cell], store: Store, code: str, any_code: bool = False
             for seed in range(1, seeds + 1):
                 what = what_of(cell, rate, policy, seed)
                 row = store.rows.get((cell.name, cell.seconds, policy, seed))
-                if row and row.what == what and (any_code or row.code == code):
+                if row and row.what == what and (any_code or row.code == code(policy)):
                     continue
-                todo.append((seed, place, Task(cell, rate, policy, seed, what, code)))
+                todo.append((seed, place, Task(cell, rate, policy, seed, what, code(policy))))
     return [task for _, _, task in sorted(todo, key=lambda entry: entry[:2])]
 
 
@@ -120,7 +133,6 @@ class Runner:
         self.store, self.traces, self.clock = store, traces, clock
         self.jobs, self.any_code = jobs, any_code
         self._end = clock.now() + budget
-        self.code = code_version()
         self.costs = Costs(store)
 
     def capacities(self, cells: Sequence[Cell], note: Callable[[str], None]) -> None:
@@ -134,7 +146,7 @@ class Runner:
         return len(_uncharted(cells, self.store))
 
     def todo(self, cells: Sequence[Cell]) -> list[Task]:
-        return tasks(cells, self.store, self.code, self.any_code)
+        return tasks(cells, self.store, any_code=self.any_code)
 
     def seconds(self, todo: Iterable[Task]) -> float:
         """Until they are done, on as many processors as jobs."""

@@ -12,6 +12,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -22,15 +23,19 @@ from lodestar_fast.matrix.cells import Cell
 from lodestar_fast.matrix.measure import Capacity, Row
 
 Key = tuple[str, float, str, int]  # cell, seconds, policy, seed
-CODE = ("core", "sim", "learner", "simulate", "features.py", "config.py", "slo.py", "summary.py")
+# What a run's numbers follow from. The learner is of no concern to those that do not learn.
+CODE = ("core", "sim", "simulate", "slo.py", "summary.py")
+LEARNING = ("learner", "features.py", "config.py")
 KINDS: dict[str, type[Row] | type[Capacity]] = {"run": Row, "capacity": Capacity}
 
 
-def code_version() -> str:
-    """A hash of the code that a run's numbers follow from; of compiled parts their source."""
+@cache
+def code_version(learns: bool) -> str:
+    """A hash of the code that the runs of a policy follow from; of compiled parts their source."""
     root = Path(lodestar_fast.__file__).parent
+    names = CODE + LEARNING * learns
     paths = [
-        path for name in CODE for path in ([root / name] if "." in name else _files(root / name))
+        path for name in names for path in ([root / name] if "." in name else _files(root / name))
     ]
     paths += sorted((root.parent / "csrc").glob("*.[ch]"))
     digest = hashlib.blake2b(digest_size=6)
