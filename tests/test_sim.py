@@ -15,6 +15,7 @@ from lodestar_fast.learner.thread import InlineLearner
 from lodestar_fast.sim.events import Events
 from lodestar_fast.sim.gpus import parse_fleet, spec
 from lodestar_fast.sim.jobs import Job, Outcome, make_jobs, summarise
+from lodestar_fast.sim.later import Later
 from lodestar_fast.sim.run import Simulation
 from lodestar_fast.sim.workload import Request, read_trace
 
@@ -205,3 +206,56 @@ def test_a_slowed_engine_is_avoided(conversations: list[Job]) -> None:
     after = [o.slot for o in outcomes if o.arrival > 70.0]
     assert before.count(3) > 0.3 * len(before)
     assert after.count(3) < 0.15 * len(after)
+
+
+# -- rounds that take time -------------------------------------------------------------------------
+
+
+class Echo:
+    """A learner whose weights are the batches that it was given since it was last asked."""
+
+    def __init__(self) -> None:
+        self.given: list[bytes] = []
+
+    def submit(self, samples: bytes) -> None:
+        self.given.append(samples)
+
+    def poll(self) -> bytes | None:
+        blob, self.given = b"".join(self.given), []
+        return blob or None
+
+    def status(self) -> dict[str, int]:
+        return {"rounds": 1}
+
+    def close(self) -> None:
+        self.given = [b"closed"]
+
+
+def test_weights_come_when_their_round_is_over() -> None:
+    echo, clock = Echo(), VirtualClock()
+    later = Later(echo, clock, 2.5)
+    seen = []
+    for second in range(1, 9):
+        clock.advance_to(float(second))
+        later.submit(bytes([second]))
+        seen.append(later.poll())
+    # Begun at 1 and over at 3.5; what came meanwhile is learned together from 4 on; and so on.
+    assert seen == [None, None, None, b"\x01", None, None, b"\x02\x03\x04", None]
+    assert later.status() == {"rounds": 1}
+    later.close()
+    assert echo.given == [b"closed"]
+
+
+def test_a_learner_that_takes_longer_decides_later(conversations: list[Job]) -> None:
+    starts = []
+    for seconds in (0.0, 20.0):
+        learner = InlineLearner(LearnerConfig(model="linear"))
+        world = Simulation(
+            conversations,
+            parse_fleet(MIXED),
+            POLICIES["lodestar"](),
+            learner,
+            round_seconds=seconds,
+        )
+        starts.append(next(o.arrival for o in world.run() if not math.isnan(o.predicted)))
+    assert starts[1] > starts[0] + 19.0

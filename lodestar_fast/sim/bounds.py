@@ -20,20 +20,29 @@ from lodestar_fast.sim.gpus import EngineSpec
 from lodestar_fast.sim.jobs import Job, fits
 
 
-def infinite_hits(jobs: Iterable[Job], block: int) -> list[int]:
-    """By job: tokens, in whole blocks, that some job before it began with; less than its prompt."""
-    seen: set[int] = set()
-    hits = []
-    for job in jobs:
-        most = (job.prompt_tokens - 1) // block
-        known = 0
-        for found in job.hashes[:most]:
-            if found not in seen:
-                break
-            known += 1
-        seen.update(job.hashes[known:])
-        hits.append(known * block)
-    return hits
+def infinite_hits(jobs: Sequence[Job], block: int) -> list[int]:
+    """By job: tokens, in whole blocks, that some job before it began with; less than its prompt.
+
+    Jobs are told apart block by block, and left alone once nobody shares what they begin with: a
+    table of all blocks would be larger than the workload.
+    """
+    shared = [0] * len(jobs)
+    groups = [(list(range(len(jobs))), 0)]  # jobs in order that have the first `depth` in common
+    while groups:
+        group, depth = groups.pop()
+        parts: dict[int, list[int]] = {}
+        for index in group:
+            if depth < len(hashes := jobs[index].hashes):
+                parts.setdefault(hashes[depth], []).append(index)
+        for part in parts.values():
+            if len(part) > 1:
+                for index in part[1:]:
+                    shared[index] = depth + 1
+                groups.append((part, depth + 1))
+    return [
+        block * min(found, (job.prompt_tokens - 1) // block)
+        for found, job in zip(shared, jobs, strict=True)
+    ]
 
 
 def idle_bound(jobs: Sequence[Job], hits: Sequence[int], fleet: Iterable[EngineSpec]) -> float:

@@ -31,6 +31,7 @@ from lodestar_fast.sim.engine import Engine
 from lodestar_fast.sim.events import Events
 from lodestar_fast.sim.gpus import EngineSpec
 from lodestar_fast.sim.jobs import NAN, Job, Outcome, fits
+from lodestar_fast.sim.later import ROUND_SECONDS, Later
 
 TOKENS = Event.TOKENS  # looking a member up takes as long as observing it
 MOST_SLOTS = 1024  # the core's own limit (csrc/lodestar.h)
@@ -65,6 +66,7 @@ class Simulation:
     timer: read around each decision, for Outcome.decision; no result depends on it. probe: called
     with (self, index, decision) after a decision, before the engine gets the request; must change
     nothing. governor: ticks in place of policy and learner. watcher: told of each request.
+    round_seconds: what a round of the learner takes.
     """
 
     def __init__(
@@ -84,13 +86,14 @@ class Simulation:
         probe: Callable[[Simulation, int, Decision], None] | None = None,
         governor: Ticking | None = None,
         watcher: Watching | None = None,
+        round_seconds: float = ROUND_SECONDS,
     ) -> None:
         self.clock = VirtualClock()
         slots = most_engines(len(specs))
         self.jobs = jobs
         self.delay = delay
         self.router = Router(policy, seed=seed, max_instances=slots)
-        self.learner = learner
+        self.learner = Later(learner, self.clock, round_seconds) if learner else None
         self.governor = governor
         self.engines: list[Engine] = []
         self.outcomes: list[Outcome] = []

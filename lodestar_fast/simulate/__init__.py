@@ -21,6 +21,7 @@ from lodestar_fast.core.policies import POLICIES
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.bounds import lower_bounds
 from lodestar_fast.sim.gpus import COEFFICIENTS, GPUS, MODEL, MODELS, EngineSpec
+from lodestar_fast.sim.later import ROUND_SECONDS
 from lodestar_fast.simulate.plan import (
     LEARNED,
     ORACLE,
@@ -110,6 +111,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"With settings: {LEARNED}:margin=1.2:model=linear [{DEFAULT}]",
     )
     add("--learner", default="mlp", choices=("linear", "mlp"), help=f"model of {LEARNED} [mlp]")
+    add(
+        "--learner-seconds",
+        type=not_negative,
+        default=ROUND_SECONDS,
+        metavar="S",
+        help=f"simulated time of one of its rounds, as measured in the proxy [{ROUND_SECONDS}]",
+    )
     add("--seed", type=count, default=1, metavar="K", help="seed of arrivals and policies [1]")
     add(
         "--seeds",
@@ -299,6 +307,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         delay=args.delay / 1e3,
         jitter=args.jitter,
         learner=args.learner,
+        learner_seconds=args.learner_seconds,
         regret=args.regret,
         **sizes,
     )

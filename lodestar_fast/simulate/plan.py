@@ -22,6 +22,7 @@ from lodestar_fast.learner import Learner
 from lodestar_fast.sim.faults import Call, read_events, read_faults
 from lodestar_fast.sim.gpus import MODEL, EngineSpec, parse_fleet
 from lodestar_fast.sim.jobs import Job, Outcome, make_jobs
+from lodestar_fast.sim.later import ROUND_SECONDS
 from lodestar_fast.sim.oracle import Oracle, Regret
 from lodestar_fast.sim.references import AltruisticOracle, StaleOracle
 from lodestar_fast.sim.run import MOST_SLOTS, Simulation
@@ -58,6 +59,7 @@ class Plan:
     delay: float = 0.01
     jitter: float = 0.0
     learner: str = "mlp"
+    learner_seconds: float = ROUND_SECONDS
     regret: bool = False
     kv_scale: float = 1.0  # factor on every engine's KV cache
     engine: tuple[tuple[str, Any], ...] = ()  # fields of EngineSpec, the same for every engine
@@ -244,6 +246,7 @@ def run_one(
         delay=plan.delay,
         scrape_seconds=plan.scrape_interval,
         jitter=plan.jitter,
+        round_seconds=plan.learner_seconds,
         calls=calls,
         timer=timer,
         probe=regret,
@@ -255,7 +258,11 @@ def run_one(
     outcomes = world.run()
     if error := world.router.stats()["policy_error"]:
         raise InvariantError(f"policy {policy}: {error}")
-    done = Measured(policy, seed, [_record(o, jobs) for o in outcomes], span, world.preemptions)
+    records = []
+    outcomes.reverse()
+    while outcomes:  # one goes as the other comes: there may be millions
+        records.append(_record(outcomes.pop(), jobs))
+    done = Measured(policy, seed, records, span, world.preemptions)
     if regret:
         done.regret = [cost for time, cost in regret.seconds if time >= done.warm_up]
     return done
@@ -272,11 +279,14 @@ def _record(o: Outcome, jobs: list[Job]) -> Record:
         tpot=_known(o.tpot),
         e2e=_known(o.e2e),
         error=o.error,
-        instance=str(o.slot) if o.slot >= 0 else "",
+        instance=_name(o.slot) if o.slot >= 0 else "",
         reason=Reason(o.reason).name.lower() if o.reason >= 0 else "",
         predicted=_known(o.predicted),
         decision=_known(o.decision),
     )
+
+
+_name = lru_cache(maxsize=MOST_SLOTS)(str)  # the same object for all requests of a slot
 
 
 def _known(value: float) -> float | None:
