@@ -48,6 +48,13 @@ class Ticking(Protocol):
     def tick(self, router: Router, now: float) -> Any: ...
 
 
+class Source(Protocol):
+    """What arrives where that depends on what was answered: sim/sessions."""
+
+    def begin(self) -> Sequence[tuple[float, Job]]: ...
+    def follow(self, job: Job, now: float) -> tuple[float, Job] | None: ...
+
+
 class Watching(Protocol):
     """Told of each request at the moment at which the router knows."""
 
@@ -66,7 +73,8 @@ class Simulation:
     timer: read around each decision, for Outcome.decision; no result depends on it. probe: called
     with (self, index, decision) after a decision, before the engine gets the request; must change
     nothing. governor: ticks in place of policy and learner. watcher: told of each request.
-    round_seconds: what a round of the learner takes.
+    round_seconds: what a round of the learner takes. source: in place of jobs, which are then
+    those that came, in order.
     """
 
     def __init__(
@@ -87,10 +95,12 @@ class Simulation:
         governor: Ticking | None = None,
         watcher: Watching | None = None,
         round_seconds: float = ROUND_SECONDS,
+        source: Source | None = None,
     ) -> None:
         self.clock = VirtualClock()
         slots = most_engines(len(specs))
-        self.jobs = jobs
+        self.jobs = jobs if source is None else []
+        self._source = source
         self.delay = delay
         self.router = Router(policy, seed=seed, max_instances=slots)
         self.learner = Later(learner, self.clock, round_seconds) if learner else None
@@ -211,12 +221,24 @@ class Simulation:
         self._tickets = [0] * self._open
         if self.jobs:
             self._events.at(self.jobs[0].arrival, self._arrive, 0)
+        for wait, job in self._source.begin() if self._source else ():
+            self._expect(wait, job)
         self._events.at(self.scrape_seconds, self._report)
         if self.learner is not None or self.governor is not None:
             self._events.at(self._tick, self._learn)
         while self._open and self._events.step():
             pass
         return self.outcomes
+
+    def _expect(self, wait: float, job: Job) -> None:
+        self._open += 1
+        self._events.at(self.clock.now() + wait, self._come, job)
+
+    def _come(self, job: Job) -> None:
+        assert isinstance(self.jobs, list)
+        self.jobs.append(job._replace(arrival=self.clock.now()))
+        self._tickets.append(0)
+        self._arrive(len(self.jobs) - 1)
 
     def _arrive(self, index: int) -> None:
         now, job = self.clock.now(), self.jobs[index]
@@ -271,6 +293,8 @@ class Simulation:
 
     def _end(self, index: int, failed: bool) -> None:
         self._open -= 1
+        if self._source and (coming := self._source.follow(self.jobs[index], self.clock.now())):
+            self._expect(*coming)
         if self._watcher and (slot := self.outcomes[index].slot) >= 0:
             self._watcher.ended(index, slot, failed)
 

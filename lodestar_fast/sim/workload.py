@@ -56,6 +56,10 @@ class Request:
     runs: tuple[int, ...] = ()  # ids of the leading blocks, run-length coded: start, length, ...
     tenant: int = -1  # ServeGen: whose request it is ...
     tenant_tokens: int = 0  # ... and how many leading tokens all of that tenant's requests share
+    session: int = -1  # closed loop: which session it is of, ...
+    think: float = 0.0  # ... how long its user waits before it, in seconds, ...
+    group: int = -1  # ... and with which sessions that one shares its leading tokens, ...
+    group_tokens: int = 0  # ... so many of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Trace:
     name: str
     requests: tuple[Request, ...]
     block_tokens: int  # 0: no blocks
+    sessions: bool = False  # closed loop: in order of session and turn, arrivals mean nothing
 
     @property
     def seconds(self) -> float:
@@ -89,6 +94,8 @@ class Trace:
             tokens = request.prompt_tokens
             if block_tokens:
                 tokens = -(-tokens * block_tokens // self.block_tokens)
+                shared = request.group_tokens * block_tokens // self.block_tokens
+                request = replace(request, group_tokens=shared)
             if max_input and tokens > max_input:
                 continue
             kept.append(
@@ -185,12 +192,13 @@ def _spread(times: list[float], rng: random.Random) -> list[float]:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_trace(path: str | Path) -> Trace:
+def read_trace(path: str | Path, sessions: bool = False) -> Trace:
     """A trace file: JSON lines, gzip or plain; the first line holds {"meta": ...}.
 
     Fields of a request: t (arrival, s), in, out (tokens), h (run-length coded block ids), cid and
-    pl (tenant and its shared prefix in tokens); others are ignored. Raises ConfigError naming the
-    file, the line and the field.
+    pl (tenant and its shared prefix in tokens); of closed-loop sessions, which are refused without
+    `sessions`, and all else with it: sid (session), think (s), sys ([group, shared tokens]). Others
+    are ignored. Raises ConfigError naming the file, the line and the field.
     """
     path = Path(path)
     try:
@@ -212,23 +220,26 @@ def read_trace(path: str | Path) -> Trace:
         if not isinstance(row, dict):
             raise ConfigError(f"{where}: not a JSON object")
         if number == 1:
-            block_tokens = _meta(row, where)
+            block_tokens = _meta(row, where, sessions)
             continue
         requests.append(_request(row, len(requests), block_tokens, where))
-        if len(requests) > 1 and requests[-1].arrival < requests[-2].arrival:
+        if sessions:
+            requests[-1] = _of_session(row, requests, where)
+        elif len(requests) > 1 and requests[-1].arrival < requests[-2].arrival:
             raise ConfigError(f"{where}: field `t`: earlier than the line before")
     if not requests:
         raise ConfigError(f"{path}: no requests in the trace")
-    return Trace(name, tuple(requests), block_tokens)
+    return Trace(name, tuple(requests), block_tokens, sessions)
 
 
-def _meta(row: dict[str, Any], where: str) -> int:
+def _meta(row: dict[str, Any], where: str, sessions: bool) -> int:
     """Tokens of a block, from the first line."""
     meta = row.get("meta")
     if not isinstance(meta, dict):
         raise ConfigError(f"{where}: field `meta`: missing; this is not a trace file")
-    if meta.get("kind") == "sessions":
-        raise ConfigError(f"{where}: field `meta.kind`: closed-loop sessions cannot be replayed")
+    if (meta.get("kind") == "sessions") is not sessions:
+        what = "not closed-loop sessions" if sessions else "closed-loop sessions cannot be replayed"
+        raise ConfigError(f"{where}: field `meta.kind`: {what}")
     size = meta.get("block_size")
     if size is None:
         return 0
@@ -270,6 +281,33 @@ def _request(row: dict[str, Any], index: int, block_tokens: int, where: str) -> 
         tuple(runs),
         whole("cid", -1, -1),
         whole("pl", 0, 0),
+    )
+
+
+def _of_session(row: dict[str, Any], requests: list[Request], where: str) -> Request:
+    """The last request with what only sessions have. Those of one must stand together."""
+    session, shared = row.get("sid"), row.get("sys", [-1, 0])
+    think = row.get("think")
+    think = 0.0 if think is None else think  # null: not known
+    if type(session) is not int or session < 0:
+        raise ConfigError(f"{where}: field `sid`: not a whole number of at least 0")
+    if len(requests) > 1 and session < requests[-2].session:
+        raise ConfigError(f"{where}: field `sid`: less than on the line before")
+    if isinstance(think, bool) or not isinstance(think, int | float) or not think >= 0:
+        raise ConfigError(f"{where}: field `think`: not a number of seconds from 0")
+    if (
+        not isinstance(shared, list)
+        or len(shared) != 2
+        or any(type(n) is not int for n in shared)
+        or shared[1] < 0
+    ):
+        raise ConfigError(f"{where}: field `sys`: not a group and its number of shared tokens")
+    return replace(
+        requests[-1],
+        session=session,
+        think=float(think),
+        group=shared[0],
+        group_tokens=shared[1],
     )
 
 

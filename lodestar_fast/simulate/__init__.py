@@ -154,6 +154,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="multiply the trace's own times by X: 0.5 doubles the load",
     )
+    add(
+        "--users",
+        type=at_least_one,
+        metavar="N",
+        help="closed loop, for a trace of sessions: N users at a time, each waiting for an answer, "
+        "thinking as long as the trace says, and sending the next; needs --seconds",
+    )
     add("--seconds", type=positive, metavar="S", help="no arrivals after S seconds")
     add("--block-tokens", type=count, metavar="T", help="tokens a prefix block gets")
     add("--max-input", type=count, metavar="M", help="drop longer prompts, in tokens")
@@ -225,7 +232,8 @@ def run(args: argparse.Namespace) -> int:
         with progress.during("finding saturation"):
             capacity = saturation(plan, seeds[0], progress.note)
         plan = replace(plan, rate=round(capacity * args.load, 4))
-    late = [time for time, _ in faults if time > workload(plan, seeds[0]).seconds]
+    end = args.seconds if plan.users else workload(plan, seeds[0]).seconds
+    late = [time for time, _ in faults if time > end]
     if late:
         progress.warn(f"{plan.events}: t = {late[0]:g} is after the last arrival")
     tasks = [(seed, policy) for seed in seeds for policy in policies]
@@ -286,10 +294,16 @@ def _policies(text: str) -> list[str]:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    given = [name for name in ("rate", "load", "time_scale") if getattr(args, name) is not None]
+    given = [
+        name for name in ("rate", "load", "time_scale", "users") if getattr(args, name) is not None
+    ]
     if len(given) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
         raise ConfigError(f"{second}: not together with {first}")
+    if args.users and not args.seconds:
+        raise ConfigError("--users: needs --seconds")
+    if args.users and not args.trace:
+        raise ConfigError("--users: needs --trace, of closed-loop sessions")
     sizes: dict[str, Any] = {} if args.trace else dict(PACKAGED)
     for name in PACKAGED:
         if (value := getattr(args, name)) is not None:
@@ -306,6 +320,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         scrape_interval=args.scrape_interval,
         delay=args.delay / 1e3,
         jitter=args.jitter,
+        users=args.users or 0,
         learner=args.learner,
         learner_seconds=args.learner_seconds,
         regret=args.regret,
@@ -335,7 +350,8 @@ def _summaries(
 ) -> Iterator[dict[str, Any]]:
     """The entries of one seed."""
     warm_up = runs[0].warm_up
-    bounds = lower_bounds(jobs_of(plan, runs[0].seed), ever(plan, specs), warm_up)
+    jobs = jobs_of(plan, runs[0].seed)  # none in a closed loop: they depend on the policy
+    bounds = lower_bounds(jobs, ever(plan, specs), warm_up)
     baseline = next((run.records for run in runs if run.policy == BASELINE), None)
     for run in runs:
         yield run_summary(

@@ -26,6 +26,7 @@ from lodestar_fast.sim.later import ROUND_SECONDS
 from lodestar_fast.sim.oracle import Oracle, Regret
 from lodestar_fast.sim.references import AltruisticOracle, StaleOracle
 from lodestar_fast.sim.run import MOST_SLOTS, Simulation
+from lodestar_fast.sim.sessions import Sessions
 from lodestar_fast.sim.workload import Trace, read_trace
 from lodestar_fast.summary import Record
 
@@ -58,6 +59,7 @@ class Plan:
     scrape_interval: float = 0.1
     delay: float = 0.01
     jitter: float = 0.0
+    users: int = 0  # closed loop: so many at a time; 0: an open one
     learner: str = "mlp"
     learner_seconds: float = ROUND_SECONDS
     regret: bool = False
@@ -110,8 +112,10 @@ def ever(plan: Plan, specs: Sequence[EngineSpec]) -> list[EngineSpec]:
 
 
 @lru_cache(maxsize=2)
-def _trace(path: str, block_tokens: int, max_input: int, output_scale: float) -> Trace:
-    trace = read_trace(path).rescaled(block_tokens, max_input, output_scale)
+def _trace(
+    path: str, block_tokens: int, max_input: int, output_scale: float, sessions: bool
+) -> Trace:
+    trace = read_trace(path, sessions).rescaled(block_tokens, max_input, output_scale)
     if not trace.requests:
         raise ConfigError(f"--max-input: no request of {path} is left")
     return trace
@@ -122,7 +126,9 @@ def workload(plan: Plan, seed: int) -> Trace:
 
     A trace that has too few for the rate and the seconds is repeated, with other prefix blocks.
     """
-    trace = _trace(plan.trace, plan.block_tokens, plan.max_input, plan.output_scale)
+    trace = _trace(plan.trace, plan.block_tokens, plan.max_input, plan.output_scale, plan.users > 0)
+    if plan.users:
+        return trace  # its arrivals are made as the run goes
     if plan.rate is not None:
         if plan.seconds is not None:
             trace = trace.extended(int(1.1 * plan.rate * plan.seconds) + 100)
@@ -132,7 +138,7 @@ def workload(plan: Plan, seed: int) -> Trace:
 
 @lru_cache(maxsize=1)  # all policies of one seed are run after another
 def jobs_of(plan: Plan, seed: int) -> list[Job]:
-    return make_jobs(workload(plan, seed).requests)
+    return [] if plan.users else make_jobs(workload(plan, seed).requests)
 
 
 def settings(name: str) -> tuple[str, dict[str, Any]]:
@@ -195,6 +201,11 @@ def _ignores_settings(policy: type[Policy]) -> bool:
     return True
 
 
+def _sessions(plan: Plan, seed: int, specs: Sequence[EngineSpec]) -> Sessions:
+    trace = workload(plan, seed)
+    return Sessions(trace, plan.users, seed, plan.seconds or 0.0, specs[0].block)
+
+
 def make_learner(plan: Plan, tuning: Mapping[str, Any] | None = None) -> Learner:
     """tuning: fields of LearnerConfig. Raises ConfigError, also if torch is needed and missing."""
     from lodestar_fast.learner.thread import InlineLearner
@@ -226,7 +237,7 @@ def run_one(
     """
     jobs = jobs or jobs_of(plan, seed)
     specs = fleet(plan)
-    span = jobs[-1].arrival
+    span = jobs[-1].arrival if jobs else plan.seconds or 0.0
     calls = events(plan, specs)
     if progress:
         calls += [
@@ -252,6 +263,7 @@ def run_one(
         probe=regret,
         governor=in_world if chooser.name == PAPER else None,
         watcher=in_world if chooser.name in WATCHERS else None,
+        source=None if jobs else _sessions(plan, seed, specs),
     )
     if in_world:
         in_world.world = world
@@ -261,14 +273,14 @@ def run_one(
     records = []
     outcomes.reverse()
     while outcomes:  # one goes as the other comes: there may be millions
-        records.append(_record(outcomes.pop(), jobs))
+        records.append(_record(outcomes.pop(), world.jobs))
     done = Measured(policy, seed, records, span, world.preemptions)
     if regret:
         done.regret = [cost for time, cost in regret.seconds if time >= done.warm_up]
     return done
 
 
-def _record(o: Outcome, jobs: list[Job]) -> Record:
+def _record(o: Outcome, jobs: Sequence[Job]) -> Record:
     return Record(
         jobs[o.index].request.index,
         o.arrival,
