@@ -24,6 +24,7 @@ KEEPS_UP = 0.99
 PATIENCE_SECONDS, PATIENCE_FACTOR = 10.0, 10.0  # and so many idle TTFTs of the mean request
 IMPATIENT = 0.1
 PRECISION = 1.02  # between a rate that is kept up with and one that is not
+BEGIN = 0.6  # of what prefill alone would allow: where the search starts
 SECONDS = 300.0  # of a run, where --seconds says nothing
 LEAST = 30  # arrivals in the last third
 PROBED = 500  # requests whose lengths say where to begin
@@ -79,7 +80,8 @@ def keeps_up(plan: Plan, seed: int, rate: float) -> bool:
 
 def saturation(plan: Plan, seed: int, note: Callable[[str], None]) -> float:
     """Requests a second, by bisection to 2 %. note: told of each step."""
-    rate = sum(1 / seconds for seconds in idle_seconds(plan, seed))  # as if there were no decodes
+    # As if there were no decodes; but those there are take some, and too low is found out sooner.
+    rate = BEGIN * sum(1 / seconds for seconds in idle_seconds(plan, seed))
 
     def stands(rate: float) -> bool:
         answer = keeps_up(plan, seed, rate)
