@@ -103,6 +103,8 @@ HINTS = {
     "--session-key": "no header is read; a conversation is followed by the prefix of its prompt",
     "--dynamic-config-yaml": "--config FILE, and SIGHUP when it has changed",
     "--log-stats": _NOT_NEEDED + "/metrics on the admin port",
+    "--otlp-traces-endpoint": "theirs is gRPC; --otlp-endpoint takes OTLP over HTTP, port 4318",
+    "--enable-trace": "--otlp-endpoint switches traces on",
     "--request-stats-window": _NOT_NEEDED + "estimates decay by themselves",
 }
 

@@ -50,6 +50,14 @@ class ServeConfig(_Section, frozen=True):
         Literal["debug", "info", "warning", "error"], _doc("least level that is logged")
     ] = "info"
     log_json: Annotated[bool, _doc("log JSON lines instead of text")] = False
+    otlp_endpoint: Annotated[
+        str,
+        Meta(pattern="^(https?://.+)?$"),
+        _doc("collector for traces and GenAI metrics, http://host:4318; empty: none are made"),
+    ] = ""
+    trace_sample: Annotated[
+        float, Meta(ge=0, le=1), _doc("share of the traces begun here that are recorded")
+    ] = 1.0
     explain_headers: Annotated[bool, _doc("add x-lodestar-* headers to answers")] = False
 
 

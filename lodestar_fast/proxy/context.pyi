@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from lodestar_fast.clock import Clock
 from lodestar_fast.config import LimitsConfig
 from lodestar_fast.proxy.counters import Counters
+from lodestar_fast.proxy.tracing import Tracer
 
 class Instance(Protocol):
     """What the data path needs of an engine; proxy/fleet.py has the class."""
@@ -74,6 +75,7 @@ class Context:
     on_trial: dict[int, Instance]  # slot -> an instance that hears of each request
     policy_name: str
     explain: bool
+    tracer: Tracer | None
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ cdef class Ending(Receiver):
     cdef Py_ssize_t held  # bytes of its body that are counted in context.body_bytes
     cdef bint placed  # holds one of the context's places
 
+    cdef object trace  # tracing.Trace; None: nothing is traced
+
     cdef Tries tries
     cdef Upstream up
 
@@ -42,6 +44,7 @@ cdef class Ending(Receiver):
     cdef int _truncate(self, str kind) except -1
     cdef int _fail(self, error, Outcome outcome) except -1
     cdef void _heed_drain(self)
+    cdef str _id(self)
     cdef int _break_off(self, error) except -1
     cdef int _finish(self, Outcome outcome) except -1
     cdef int _end(self, Outcome outcome) except -1

@@ -10,6 +10,7 @@ Rule 2: each request ends in _end(), once, with one outcome; its tickets are clo
 import logging
 
 from lodestar_fast.proxy import failures
+from lodestar_fast.proxy.counters import OUTCOMES
 from lodestar_fast.proxy.openai import ROUTES
 
 from lodestar_fast.proxy.context cimport Context
@@ -128,7 +129,7 @@ cdef class Ending(Receiver):
 
     cdef void on_crash(self, error):
         """Our own code raised. The request ends, and nothing else does."""
-        log.error("a request failed inside the router", exc_info=error)
+        log.error("request %s failed inside the router", self._id(), exc_info=error)
         try:
             self._drop()
             if self.state_ == IDLE:
@@ -136,10 +137,15 @@ cdef class Ending(Receiver):
             else:
                 self._break_off(failures.internal())
         except Exception:
-            log.exception("and so did ending it; the connection is cut")
+            log.exception("request %s: so did ending it; its connection is cut", self._id())
             self.client.abort()
             if self.state_ != IDLE:
                 self._end(ROUTER_ERROR)
+
+    cdef str _id(self):
+        """For the log: what x-request-id says to client and engine; empty between requests."""
+        cdef bytes id = self.reply.request_id
+        return id.decode("latin-1") if id is not None else ""
 
     cdef int _break_off(self, error) except -1:
         """End a request in any state, by a fault of ours."""
@@ -175,6 +181,14 @@ cdef class Ending(Receiver):
             self.context.release()
         if self.held:
             self.hold(0)
+        if self.trace is not None:
+            self.context.tracer.end(
+                self.tries.record(
+                    self.trace, self.started, monotonic(), self.path, self.reply.status,
+                    OUTCOMES[outcome],
+                )
+            )
+            self.trace = None
         self.body = self.refusal = None
         self.tries.forget(self.reply.status)
         self.reply.again()

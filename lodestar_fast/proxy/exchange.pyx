@@ -85,6 +85,8 @@ cdef class Exchange(Ending):
                 raise unknown_model(routing.model)
         except HttpError as e:
             return self._fail(e, COMPLETED)
+        if self.context.tracer is not None:
+            self.trace, self.fields = self.context.tracer.begin(self.fields)
         self.tries.begin(routing, avoid, self.reply.request_id, self.path)
         if self.context.admit(False) and self._dispatch():
             return 0
@@ -253,7 +255,7 @@ cdef class Exchange(Ending):
         if self.state_ == QUEUED:
             return self._fail(failures.queue_timeout(), SHED)
         if self.state_ == STREAM and self.client.blocked:
-            log.info("a client took nothing for the write timeout: cut")
+            log.info("request %s: its client took nothing for the write timeout: cut", self._id())
             self.client_gone()
             self.client.cut(True)
             return 0

@@ -40,6 +40,8 @@ from lodestar_fast.proxy.discovery.membership import STATIC, Membership
 from lodestar_fast.proxy.downstream import Downstream
 from lodestar_fast.proxy.fleet import Fleet
 from lodestar_fast.proxy.reload import Keys, parse_urls, read_all_keys
+from lodestar_fast.proxy.telemetry import Telemetry
+from lodestar_fast.proxy.tracing import Tracer
 from lodestar_fast.proxy.upstream import Pool
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,10 @@ class Proxy:
         since = time.time() - clock.now()
         fallback = governor.policy.fallback.name if governor else router.policy.name
         self.decision_log = decisions.begin_log(config, since, fallback)
+        self.telemetry: Telemetry | None = None
+        if serve.otlp_endpoint:
+            self.context.tracer = Tracer(serve.trace_sample)
+            self.telemetry = Telemetry(serve.otlp_endpoint, self.context.tracer, __version__)
         self.admin = admin.Admin(
             self.fleet,
             Collector(__version__, self),
@@ -208,6 +214,8 @@ class Proxy:
         await self.fleet.close()
         self.context.stop()
         await decisions.end_log(self)
+        if self.telemetry is not None:
+            await asyncio.to_thread(self.telemetry.close)
         if self.governor is not None:
             await self.save_versions()
         if self.learner is not None:

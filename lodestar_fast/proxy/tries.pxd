@@ -4,6 +4,7 @@ from lodestar_fast.proxy.body cimport Routing
 from lodestar_fast.proxy.context cimport Context
 from lodestar_fast.proxy.parse_response cimport ResponseParser
 from lodestar_fast.proxy.reply cimport Reply
+from lodestar_fast.proxy.sse cimport Usage
 
 
 cdef enum Final:
@@ -25,6 +26,8 @@ cdef class Tries:
     cdef tuple avoid  # slots that do not serve the model
     cdef list _tried  # slots; None: no try has failed
     cdef bint _first_token
+    cdef double _first_token_at  # 0: none was seen
+    cdef Usage _usage
     cdef int _slot  # of the try at hand
     cdef bint _trial  # the instance counts the requests it is sent, and this is one
     cdef bytes _request_id
@@ -48,3 +51,6 @@ cdef class Tries:
     cdef int close(self, Final event, double now) except -1
     cdef void forget(self, int status)
     cdef bytes explanation(self)
+    cdef object record(
+        self, trace, double started, double ended, bytes path, int status, str outcome
+    )

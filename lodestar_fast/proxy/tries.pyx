@@ -10,6 +10,9 @@ from time import time
 from lodestar_fast.core.router import Event
 from lodestar_fast.errors import NoInstanceError
 from lodestar_fast.proxy.retry_after import seconds_of
+from lodestar_fast.proxy.tracing import Record
+
+from libc.math cimport NAN
 
 from lodestar_fast.core.router cimport Decision
 from lodestar_fast.proxy.body cimport Routing
@@ -36,6 +39,8 @@ cdef class Tries:
         self.avoid = avoid
         self._tried = None
         self._first_token = self._late = False
+        self._first_token_at = self._decision_seconds = 0
+        self._usage.prompt_tokens = self._usage.output_tokens = self._usage.cached_tokens = -1
         self.tokens = 0
 
     cdef bint route(self) except -1:
@@ -139,6 +144,7 @@ cdef class Tries:
             events = answer.length < 0
         if events and not self._first_token:
             self._first_token = True
+            self._first_token_at = now
             self.tokens = 1
             self._observe(self.ticket, FIRST_TOKEN, now)
             if self._trial:
@@ -160,7 +166,7 @@ cdef class Tries:
             self.close(FAILED, now)
             return False
         if reply.status == 200:
-            usage = reply.scanner.usage()
+            self._usage = usage = reply.scanner.usage()
             if usage.prompt_tokens >= 0:
                 self._observe(
                     self.ticket, USAGE, now, usage.prompt_tokens, usage.cached_tokens
@@ -226,3 +232,26 @@ cdef class Tries:
         if predicted == predicted:  # not NaN
             lines += f"x-lodestar-predicted-ttft-ms: {predicted * 1e3:.1f}\r\n"
         return lines.encode()
+
+    cdef object record(
+        self, trace, double started, double ended, bytes path, int status, str outcome
+    ):
+        """All that is told of the request to who traces it."""
+        cdef bint chosen = self.instance is not None and self._decision is not None
+        cdef int tries = chosen
+        if self._tried is not None:  # with the last one, if it failed
+            tries = len(self._tried) + (self._slot not in self._tried)
+        return Record(
+            trace, started, self._first_token_at, ended, path.decode("latin-1"), status, outcome,
+            self.routing.model,
+            self.instance.id if chosen else "",
+            self.instance.host if chosen else "",
+            self.instance.port if chosen else 0,
+            self.context.policy_name,
+            self._decision.reason.name.lower() if chosen else "",
+            self._decision.predicted if chosen else NAN,
+            self._decision_seconds,
+            tries,
+            self._usage.prompt_tokens, self._usage.cached_tokens,
+            self._usage.output_tokens if self._usage.output_tokens >= 0 else self.tokens or -1,
+        )
