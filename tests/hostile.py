@@ -180,7 +180,9 @@ class Engine(asyncio.Protocol):
             if self._answers is None:
                 self._transport.write(ANSWERS[0])
                 continue
-            self._transport.write(self._answers.get_nowait())
+            # None is left when the router repeats what a kept connection ended under.
+            empty = self._answers.empty()
+            self._transport.write(ANSWERS[0] if empty else self._answers.get_nowait())
             if self._answers.qsize() % 3:
                 self._transport.close()
 

@@ -1,5 +1,6 @@
 """Fields of heads: which pass, which stop here, and how heads are written. See head.pyx."""
 
+from lodestar_fast.proxy.llhttp cimport Parser
 from lodestar_fast.proxy.wire cimport Buffer
 
 
@@ -36,6 +37,25 @@ cdef class Fields:
     cdef const char* value(self) noexcept
     cdef Py_ssize_t length(self) noexcept
     cdef int end(self, bint keep) except -1
+
+
+cdef class MessageParser(Parser):
+    """What parsing a request and parsing an answer have in common."""
+
+    cdef Fields _fields
+    cdef set _named  # fields that Connection named, lower case; None if none
+    cdef Py_ssize_t _head_bytes
+    cdef Py_ssize_t _wire_bytes  # of a body, framing included
+    cdef Py_ssize_t _body_bytes  # of them, without
+    cdef bint _ignore_head  # what is fed was made here
+    cdef readonly bytes fields  # lines that pass
+    cdef readonly bint keep_alive
+    cdef readonly bint head_done
+    cdef readonly bint complete
+
+    cdef int _reset_message(self) except -1
+    cdef bint _overframed(self) noexcept
+    cdef int _take_fields(self) except -1
 
 
 cdef Field classify(const char* p, Py_ssize_t n) noexcept

@@ -108,6 +108,42 @@ cdef class Fields:
         return 0
 
 
+cdef class MessageParser(Parser):
+    def __cinit__(self, *args):
+        self._fields = Fields()
+
+    cdef int _reset_message(self) except -1:
+        """Ready for the next message of the connection."""
+        self._fields.reset()
+        self._named = None
+        self._head_bytes = self._wire_bytes = self._body_bytes = 0
+        self.fields = b""
+        self._ignore_head = self.keep_alive = self.head_done = self.complete = False
+        return 0
+
+    cdef int _on_name(self, const char* p, Py_ssize_t n) except -1:
+        if self.head_done or self._ignore_head:
+            return 0  # a trailer, or our own
+        self._on_field()
+        return self._fields.name_piece(p, n)
+
+    cdef int _on_value(self, const char* p, Py_ssize_t n) except -1:
+        if self.head_done or self._ignore_head:
+            return 0
+        return self._fields.value_piece(p, n)
+
+    cdef int _take_fields(self) except -1:
+        """The head is complete: keep the lines that pass."""
+        self.fields = self._fields.lines.take()
+        if self._named is not None:
+            self.fields = without(self.fields, self._named)
+        return 0
+
+    cdef bint _overframed(self) noexcept:
+        """Whether the body's framing is out of proportion to it."""
+        return self._wire_bytes - self._body_bytes > FRAMING + FRAMING_PER_BYTE * self._body_bytes
+
+
 cdef bytes without(bytes lines, set names):
     """Field lines without those whose lower-case names are in names: what Connection named."""
     return b"".join([

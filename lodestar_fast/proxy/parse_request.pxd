@@ -1,17 +1,12 @@
 """The parser of requests. See parse_request.pyx."""
 
-from lodestar_fast.proxy.head cimport Fields
-from lodestar_fast.proxy.llhttp cimport Parser
+from lodestar_fast.proxy.head cimport MessageParser
 
 
-cdef class RequestParser(Parser):
-    cdef Fields _fields
-    cdef set _named  # fields that Connection named, lower case; None if none
+cdef class RequestParser(MessageParser):
     cdef Py_ssize_t _max_head
     cdef Py_ssize_t _max_body
-    cdef Py_ssize_t _head_bytes
     cdef Py_ssize_t _left  # of a body with a length; -1: chunked
-    cdef Py_ssize_t _wire_bytes  # of a chunked body, framing included
     cdef int _crlf  # bytes of a blank line at the end of what was fed
     cdef bint _begun
     cdef bint _line_done  # the request line is behind us
@@ -19,26 +14,20 @@ cdef class RequestParser(Parser):
     cdef int _blanks  # in the request line so far
     cdef bint _te
     cdef int _hosts
-    cdef bint _ignore_head  # a head of our own is being fed, see _resync()
     cdef bint _upgrade
     cdef bint _host_valid
 
     cdef readonly bytes method
     cdef readonly bytes target  # in origin form
     cdef readonly bytes path  # without the query
-    cdef readonly bytes fields  # lines that pass
     cdef readonly bytes request_id  # the client's, if it may be used
     cdef readonly bytes authorization
     cdef readonly bint old  # HTTP/1.0
-    cdef readonly bint keep_alive
     cdef readonly bint expects  # 100-continue
-    cdef readonly bint head_done
-    cdef readonly bint complete
     cdef readonly int status  # why it is refused; 0: it is not
     cdef readonly str reason
     cdef bytes _body  # the first piece of it; None: none came
     cdef list _more  # the other pieces; None: there are none
-    cdef Py_ssize_t _body_bytes
 
     cdef void reset(self)
     cdef bint begun(self) noexcept

@@ -17,8 +17,6 @@ from lodestar_fast.proxy.head cimport (
     CONTENT_LENGTH,
     CONTENT_TYPE,
     EXPECT,
-    FRAMING,
-    FRAMING_PER_BYTE,
     HOST,
     PASS,
     REQUEST_ID,
@@ -26,12 +24,12 @@ from lodestar_fast.proxy.head cimport (
     TRANSFER_ENCODING,
     Field,
     Fields,
+    MessageParser,
     named_fields,
     valid_host,
     valid_id,
-    without,
 )
-from lodestar_fast.proxy.llhttp cimport MALFORMED, UPGRADED, Fed, Parser
+from lodestar_fast.proxy.llhttp cimport MALFORMED, UPGRADED, Fed
 from lodestar_fast.proxy.wire cimport length_of, repeated, same
 
 cdef extern from "<string.h>" nogil:
@@ -41,29 +39,27 @@ cdef bytes _last_target = b""
 cdef const char* BLANK_LINE = b"\r\n\r\n"
 
 
-cdef class RequestParser(Parser):
+cdef class RequestParser(MessageParser):
     def __init__(self, Py_ssize_t max_head_bytes, Py_ssize_t max_body_bytes):
         self._max_head = max_head_bytes
         self._max_body = max_body_bytes
-        self._fields = Fields()
         self._requests = True
         self._start()
         self.reset()
 
     cdef void reset(self):
         """Ready for the next message of the connection."""
-        self._fields.reset()
-        self._named = None
-        self._head_bytes = self._wire_bytes = self._body_bytes = self._left = 0
+        self._reset_message()
+        self._left = 0
         self._crlf = 0
         self._hosts = 0
         self._blanks = 0
         self._line_done = self._after_blank = False
-        self._te = self._ignore_head = self._upgrade = self._begun = False
-        self.method = self.target = self.path = self.fields = b""
+        self._te = self._upgrade = self._begun = False
+        self.method = self.target = self.path = b""
         self.request_id = self.authorization = None
         self._host_valid = True
-        self.old = self.keep_alive = self.expects = self.head_done = self.complete = False
+        self.old = self.expects = False
         self.status = 0
         self.reason = None
         self._body = self._more = None
@@ -103,7 +99,7 @@ cdef class RequestParser(Parser):
         self._run(p + at, end - at)
         if self._body_bytes > self._max_body:
             self._refuse(413, f"the request body is longer than {self._max_body} bytes")
-        elif self._wire_bytes - self._body_bytes > FRAMING + FRAMING_PER_BYTE * self._body_bytes:
+        elif self._overframed():
             self._refuse(400, "too much chunk framing")
         return end
 
@@ -192,17 +188,6 @@ cdef class RequestParser(Parser):
             self.target = _last_target = repeated(_last_target, p, n)
         return 0
 
-    cdef int _on_name(self, const char* p, Py_ssize_t n) except -1:
-        if self.head_done or self._ignore_head:
-            return 0  # a trailer, or our own
-        self._on_field()
-        return self._fields.name_piece(p, n)
-
-    cdef int _on_value(self, const char* p, Py_ssize_t n) except -1:
-        if self.head_done or self._ignore_head:
-            return 0
-        return self._fields.value_piece(p, n)
-
     cdef int _on_field(self) except -1:
         cdef Fields fields = self._fields
         cdef const char* p
@@ -241,9 +226,7 @@ cdef class RequestParser(Parser):
         self.method = self._method()
         self.keep_alive = self._persistent()
         self._upgrade = self._upgrade_asked()
-        self.fields = self._fields.lines.take()
-        if self._named is not None:
-            self.fields = without(self.fields, self._named)
+        self._take_fields()
         self._check_head()
         self._check_target()
         if self._te:

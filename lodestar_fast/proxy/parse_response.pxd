@@ -1,31 +1,21 @@
 """The parser of answers. See parse_response.pyx."""
 
-from lodestar_fast.proxy.head cimport Fields
-from lodestar_fast.proxy.llhttp cimport Parser
+from lodestar_fast.proxy.head cimport MessageParser
 from lodestar_fast.proxy.wire cimport Buffer
 
 
-cdef class ResponseParser(Parser):
-    cdef Fields _fields
-    cdef set _named
-    cdef Py_ssize_t _head_bytes
-    cdef Py_ssize_t _wire_bytes
-    cdef Py_ssize_t _body_bytes
+cdef class ResponseParser(MessageParser):
     cdef int _interim  # answers of 1xx so far
     cdef bint _in_interim
 
     cdef readonly int status
     cdef bytes reason
-    cdef bytes fields
     cdef bytes retry_after
     cdef readonly Py_ssize_t length  # -1: chunked, or until the connection ends
     cdef readonly bint chunked
     cdef readonly bint until_close
-    cdef readonly bint keep_alive
     cdef readonly bint sse
     cdef readonly bint started  # a byte came
-    cdef readonly bint head_done
-    cdef readonly bint complete
     cdef readonly bint extra  # bytes came behind the answer
     cdef readonly str broken  # why it cannot be relied on, or None
     cdef Buffer body  # what came of it and was not yet taken

@@ -11,18 +11,16 @@ from lodestar_fast.proxy.head cimport (
     CONTENT_LENGTH,
     CONTENT_TYPE,
     EXPECT,
-    FRAMING,
-    FRAMING_PER_BYTE,
     HOST,
     PASS,
     RETRY_AFTER,
     TRANSFER_ENCODING,
     Field,
     Fields,
+    MessageParser,
     named_fields,
-    without,
 )
-from lodestar_fast.proxy.llhttp cimport MALFORMED, UPGRADED, Fed, Parser
+from lodestar_fast.proxy.llhttp cimport MALFORMED, UPGRADED, Fed
 from lodestar_fast.proxy.wire cimport Buffer, length_of, repeated, same
 
 cdef enum:
@@ -31,26 +29,23 @@ cdef enum:
     FRONT = 512  # bytes kept free before a body: for the client's head, or the size of a chunk
 
 
-cdef class ResponseParser(Parser):
+cdef class ResponseParser(MessageParser):
     def __init__(self):
-        self._fields = Fields()
         self.body = Buffer(FRONT)
         self._start()
         self.reset()
 
     cdef void reset(self):
         """Ready for the answer to the connection's next request."""
-        self._fields.reset()
-        self._named = None
-        self._head_bytes = self._wire_bytes = self._body_bytes = 0
+        self._reset_message()
         self._interim = 0
         self._in_interim = False
         self.status = 0
-        self.reason = self.fields = b""
+        self.reason = b""
         self.retry_after = None
         self.length = -1
-        self.chunked = self.until_close = self.keep_alive = self.sse = False
-        self.started = self.head_done = self.complete = self.extra = False
+        self.chunked = self.until_close = self.sse = False
+        self.started = self.extra = False
         self.broken = None
         self.body.clear()
 
@@ -72,7 +67,7 @@ cdef class ResponseParser(Parser):
         if not self.head_done:
             if self._head_bytes > MAX_HEAD:
                 self.broken = "head too long"
-        elif self._wire_bytes - self._body_bytes > FRAMING + FRAMING_PER_BYTE * self._body_bytes:
+        elif self._overframed():
             self.broken = "too much chunk framing"
         return 0
 
@@ -88,17 +83,6 @@ cdef class ResponseParser(Parser):
             return 0
         self.reason = self.reason + p[:n] if self.reason else repeated(b"OK", p, n)
         return 0
-
-    cdef int _on_name(self, const char* p, Py_ssize_t n) except -1:
-        if self.head_done:
-            return 0  # a trailer
-        self._on_field()
-        return self._fields.name_piece(p, n)
-
-    cdef int _on_value(self, const char* p, Py_ssize_t n) except -1:
-        if self.head_done:
-            return 0
-        return self._fields.value_piece(p, n)
 
     cdef int _on_field(self) except -1:
         cdef Fields fields = self._fields
@@ -144,9 +128,7 @@ cdef class ResponseParser(Parser):
                 self.broken = "too many interim answers"
             return 0
         self.keep_alive = self._persistent()
-        self.fields = self._fields.lines.take()
-        if self._named is not None:
-            self.fields = without(self.fields, self._named)
+        self._take_fields()
         self._check_head()
         self.head_done = True
         return 0
