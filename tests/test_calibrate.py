@@ -28,18 +28,28 @@ def options(*argv: str) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@pytest.mark.parametrize("instances", [(0, 1), (2, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize("instances", [(2, 3), (0, 1, 2, 3)])
 def test_the_l20_log_is_met(instances: tuple[int, ...]) -> None:
-    """The overhead was fitted to instances 0 and 1 only; the coefficients to all four."""
+    """The overhead was fitted to instance 1 only, so 2 and 3 are held out."""
     log = [request for request in read_log(L20_LOG) if request.instance in instances]
     result = compare(log, spec("l20"), OVERHEAD_MS / 1e3).document()
     tolerance = {
-        "ttft_mean": 0.10, "ttft_p50": 0.15, "ttft_p90": 0.20, "ttft_p99": 0.15,
-        "tpot_mean": 0.10, "tpot_p50": 0.15,
+        "ttft_mean": 0.10, "ttft_p50": 0.10, "ttft_p90": 0.20, "ttft_p99": 0.15,
+        "tpot_mean": 0.10, "tpot_p50": 0.10,
     }  # fmt: skip
     assert {k for k, error in result["errors"].items() if abs(error) > tolerance[k]} == set()
     assert result["correlation"]["ttft"] > 0.9
     assert result["correlation"]["tpot"] > 0.9
+
+
+def test_a_log_whose_hits_cannot_be_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Instance 0 answers what it should have to compute: its cache was warm."""
+    result = compare(read_log(L20_LOG), spec("l20"), OVERHEAD_MS / 1e3).document()
+    assert result["too_soon"] == {"0": 56, "1": 0, "2": 0, "3": 4}
+    run(options("--log", str(L20_LOG), "--gpu", "l20", "--instances", "0,1"))
+    assert "more was cached than logged: 56 on 0\n" in capsys.readouterr().out
+    run(options("--log", str(L20_LOG), "--gpu", "l20", "--instances", "1,2"))
+    assert "sooner than" not in capsys.readouterr().out
 
 
 def test_another_gpus_coefficients_do_not_meet_the_log() -> None:
@@ -49,23 +59,28 @@ def test_another_gpus_coefficients_do_not_meet_the_log() -> None:
 
 
 def closed_loop_tpot(prompt: int, output: int, clients: int) -> float:
-    """Mean time per output token with so many clients that each ask again when answered."""
+    """Mean time per output token with so many clients that each ask again when answered.
+
+    Their first answers are of all lengths, so that they are out of step, as the measured ones were:
+    in step, 32 prompts of 1,024 tokens would wait 600 ms for their first tokens, not 128.
+    """
     engine = Engine(spec("h100", h=0.5, max_batched_tokens=8192))
     first: dict[int, float] = {}
     tpots: list[float] = []
     for rid in range(clients):
-        engine.submit(rid, [], prompt, output, 0.0)
+        engine.submit(rid, [], prompt, max(2, output * (rid + 1) // clients), 0.0)
     rid = clients
-    while len(tpots) < 6 * clients:
+    while len(tpots) < 4 * clients:
         now = engine.next_time()
         for done, generated, finished in engine.step(now):
             if generated == 1:
                 first[done] = now
             if finished:
-                tpots.append((now - first[done]) / (output - 1))
+                if done >= 2 * clients:
+                    tpots.append((now - first[done]) / (output - 1))
                 engine.submit(rid, [], prompt, output, now)
                 rid += 1
-    return statistics.fmean(tpots[clients:])
+    return statistics.fmean(tpots)
 
 
 def test_the_h100_closed_loop_is_met() -> None:
@@ -74,8 +89,8 @@ def test_the_h100_closed_loop_is_met() -> None:
         for row in csv.DictReader(lines):
             tpot = closed_loop_tpot(int(row["isl"]), int(row["osl"]), int(float(row["batch_size"])))
             errors.append(tpot * 1e3 / float(row["silicon_tpot_ms"]) - 1)
-    assert statistics.median(map(abs, errors)) < 0.05
-    assert max(map(abs, errors)) < 0.15
+    assert statistics.median(map(abs, errors)) < 0.04
+    assert max(map(abs, errors)) < 0.10
 
 
 def test_the_verb_prints_a_table_and_writes_json(
