@@ -315,11 +315,11 @@ def test_a_tiny_matrix_from_the_command_line(
     Store(path).add(Capacity(table.MIX, "conversation", "", 27.0, 1.0))
     (tmp_path / "README.md").write_text(f"# A\n\n{BEGIN}\nearlier\n{END}\n\nmore\n")
     arguments = ["matrix", "--store", str(path), "--traces", str(TRACES)]
-    arguments += ["--cells", "mix-conversation-90,mix-slow", "--seconds", "100", "--seeds", "2"]
+    arguments += ["--cells", "mix-conversation-90,mix-slow", "--seconds", "60", "--seeds", "2"]
     arguments += ["--policy", "lmetric,prefix_cache"]
     assert main([*arguments, "--plan"]) == 0
     planned = capsys.readouterr().out
-    assert re.search(r"mix-conversation-90 +24.3 +100 +4 ", planned) and "8 runs" in planned
+    assert re.search(r"mix-conversation-90 +24.3 +60 +4 ", planned) and "8 runs" in planned
     assert Store(path).rows == {}
     assert main([*arguments, "--minutes", "60"]) == 0
     assert len(Store(path).rows) == 8
