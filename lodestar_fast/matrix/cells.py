@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lodestar_fast.core.policies import POLICIES
-from lodestar_fast.matrix.workloads import Workload
+from lodestar_fast.matrix.workloads import SESSIONS, Workload
 
 OURS, PUBLISHED, CLAIRVOYANT = "lodestar", "lodestar-paper", "oracle"
 FALLBACK, WEAKEST = "lmetric", "least_request"
@@ -25,6 +25,7 @@ A30 = "8xa30"
 V100 = "7xa30+8xv100"
 MIX = "4xa30+2xl20+1xh100"
 H100 = "8xh100"
+USERS = 40  # of the closed loop
 UNIT = "4xa30+2xl20+2xh100"  # of the large mixed fleets
 
 # Baselines that are to be beaten, by what they are told and from whom they come: core/policies.
@@ -303,8 +304,10 @@ def _robust(bases: dict[str, Cell]) -> list[Cell]:
     return cells
 
 
-def _large() -> list[Cell]:
-    cells = []
+def _others() -> list[Cell]:
+    sessions = Workload(SESSIONS, users=USERS)
+    note = f"{USERS} users in real coding agents' sessions, closed loop with think time"
+    cells = [Cell("h100-sessions", "sessions", H100, sessions, 0.75, note)]
     for copies, seconds, seeds in ((8, 300.0, 5), (32, 120.0, 3)):
         fleet = "+".join(f"{n * copies}x{gpu}" for n, gpu in ((4, "a30"), (2, "l20"), (2, "h100")))
         cells.append(
@@ -329,7 +332,7 @@ def _large() -> list[Cell]:
 def matrix() -> dict[str, Cell]:
     """All cells, by name."""
     first = {cell.name: cell for cell in [*_paper(), *_real()]}
-    cells = [*first.values(), *_drift(), *_robust(first), *_large()]
+    cells = [*first.values(), *_drift(), *_robust(first), *_others()]
     full = {"a30-conversation-90", "v100-conversation-90", "mix-conversation-90"}
     ablated = {*full, "mix-servegen_mid-90"}
     out = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -74,8 +75,12 @@ def jobs_of(work: Workload, seed: int, rate: float, seconds: float, traces: Path
     return draw(work, seed, rate, seconds, traces)
 
 
-def run_cell(cell: Cell, policy: str, seed: int, jobs: list[Job]) -> Measured:
+def run_cell(cell: Cell, policy: str, seed: int, jobs: list[Job], traces: Path) -> Measured:
     """Raises ConfigError."""
+    if cell.work.users:
+        trace = str(traces / f"{cell.work.source}.jsonl.gz")
+        plan = replace(plan_of(cell), trace=trace, users=cell.work.users, seconds=cell.seconds)
+        return run_one(plan, seed, policy)
     if not cell.events:
         return run_one(plan_of(cell), seed, policy, jobs=jobs)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,9 +93,9 @@ def row_of(
     cell: Cell, rate: float, policy: str, seed: int, what: str, code: str, traces: Path
 ) -> Row:
     """Run it. Raises ConfigError."""
-    jobs = jobs_of(cell.work, seed, rate, cell.seconds, traces)
+    jobs = [] if cell.work.users else jobs_of(cell.work, seed, rate, cell.seconds, traces)
     began = time.process_time()
-    done = run_cell(cell, policy, seed, jobs)
+    done = run_cell(cell, policy, seed, jobs, traces)
     cpu = time.process_time() - began
     specs = fleet(plan_of(cell))
     run = run_summary(
@@ -135,9 +140,9 @@ def row_of(
 
 
 def _bound(cell: Cell, jobs: list[Job], warm_up: float) -> float | None:
-    """The larger of the two lower bounds of the mean TTFT, in ms; none where engines vary."""
+    """The larger lower bound of the mean TTFT, in ms; none where engines or arrivals vary."""
     plan = plan_of(cell)
-    if plan.jitter or cell.events:
+    if plan.jitter or cell.events or not jobs:
         return None
     bounds = lower_bounds(jobs, fleet(plan), warm_up)
     return _short((max(bounds.values()) + plan.delay) * 1e3) if bounds else None

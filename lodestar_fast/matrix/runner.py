@@ -50,7 +50,9 @@ class Task:
 
 
 def rate_of(cell: Cell, store: Store) -> float:
-    """Requests a second. Raises KeyError while its saturation is not known."""
+    """Requests a second; 0 in a closed loop. Raises KeyError while saturation is not known."""
+    if cell.work.users:
+        return 0.0
     known = [store.capacities[capacity_of(cell, name)].saturation for name in cell.work.sources]
     return round(cell.load * min(known) * cell.times, 3)
 
@@ -109,7 +111,8 @@ class Costs:
             return exact
         name = settings(task.policy)[0]
         thousand = self._thousand.get(name, COSTS.get(name, COST))
-        return thousand * task.rate * task.cell.seconds / 1e3
+        rate = task.rate or 0.1 * task.cell.work.users
+        return thousand * rate * task.cell.seconds / 1e3
 
 
 Told = Callable[[float, str], None]  # seconds left, the run that has ended
@@ -201,7 +204,12 @@ def _each(
 
 
 def _uncharted(cells: Sequence[Cell], store: Store) -> list[tuple[Cell, str]]:
-    needed = {capacity_of(cell, name): (cell, name) for cell in cells for name in cell.work.sources}
+    needed = {
+        capacity_of(cell, name): (cell, name)
+        for cell in cells
+        for name in cell.work.sources
+        if not cell.work.users
+    }
     return [work for key, work in needed.items() if key not in store.capacities]
 
 

@@ -29,6 +29,7 @@ from lodestar_fast.simulate.plan import TRACE
 BLOCK = 16  # tokens of a prefix block that is made here
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, spread evenly however many there are
 HOT_BLOCK = 1 << 40  # of the popular prefix: an id that no source uses
+SESSIONS = "agentic_coding_sessions"
 OUTPUT = (100, 10)  # tokens: mean and standard deviation of SharingRatio's answers
 
 # SharingRatio: by mean prompt length in tokens, its standard deviation, how many prefixes there
@@ -47,6 +48,7 @@ class Workload:
     then: another source that takes over at `at`. cv: coefficient of variation of the gaps between
     arrivals; 1 is Poisson. own_times: the source's own arrivals, stretched to the rate. surge:
     from, to, factor on the rate. hot: from, to, share of the requests, tokens of their prefix.
+    users: closed loop, so many sessions at a time; nothing else counts then.
     """
 
     source: str
@@ -56,6 +58,7 @@ class Workload:
     own_times: bool = False
     surge: tuple[float, float, float] | None = None
     hot: tuple[float, float, float, int] | None = None
+    users: int = 0
 
     @property
     def sources(self) -> list[str]:
@@ -101,6 +104,7 @@ SOURCES: dict[str, Callable[[Path], Trace]] = {
     "servegen_small": _file("servegen_small_hour"),
     "servegen_mid": _file("servegen_mid_day"),
     "agentic": _file("agentic_coding_open"),
+    SESSIONS: lambda folder: read_trace(folder / f"{SESSIONS}.jsonl.gz", True),
     "mixed": _sharing(*MIXED),
     **{name: _sharing(share) for name, share in SHARING.items()},
 }
