@@ -36,6 +36,9 @@ class ModelStub:
     def model_status(self) -> dict[str, Any]:
         return self.governor.status(10.0) if self.governor else {"policy": "lodestar"}
 
+    def answer(self, method: bytes, path: bytes) -> tuple[int, bytes, bytes] | None:
+        return (503, b"", b"not ready") if path == b"/readiness" else (200, b"", b"ok")
+
 
 class Port:
     """An admin port on a socket, and the requests of a test to it."""
@@ -343,3 +346,16 @@ def test_modes_and_versions_over_http(keys: frozenset[bytes] | None) -> None:
         assert (await ask("POST /admin/model/freeze"))[1] == {"version": 1, "frozen": True}
 
     run(body, keys)
+
+
+def test_a_kubelet_may_ask_whether_it_lives() -> None:
+    """From anywhere, without a key, by any name; and that is all it may."""
+
+    async def body(port: Port) -> None:
+        for path, status in (("/liveness", 200), ("/readiness", 503)):
+            line = f"GET {path} HTTP/1.1\r\nHost: 10.1.2.3:29000\r\nConnection: close\r\n\r\n"
+            assert (await port.raw(line.encode())).startswith(b"HTTP/1.1 %d " % status)
+        assert (await port.ask("POST /liveness"))[0] == 405
+        assert (await port.ask("GET /liveness/x"))[0] == 401
+
+    run(body, KEYS)

@@ -84,6 +84,9 @@ def test_commands_of_ours_can_be_given(guide: Path) -> None:
             assert verb in cli.VERBS or verb.startswith("-"), " ".join(words)
             used = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
             assert used <= OPTIONS.get(verb, set()), f"{verb}: {used - OPTIONS[verb]}"
+        elif program in ("helm", "kubectl", "docker", "promtool"):
+            for word in words:
+                assert not word.startswith("deploy/") or (ROOT / word).exists(), word
         elif program == "make":
             check_make(words[1:])
         elif program == "python" and len(words) > 1:

@@ -48,7 +48,10 @@ _REASONS = {
     413: b"Content Too Large",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
+    503: b"Service Unavailable",
 }
+# What a kubelet asks, from no loopback and with no key; the data port tells anyone the same.
+PROBES = frozenset({"/liveness", "/readiness"})
 # Headers that decide something: a second one makes the request ambiguous.
 _ONCE = (b"host", b"authorization", b"content-length")
 
@@ -80,6 +83,8 @@ class Model(Protocol):
     clock: Clock
 
     def model_status(self) -> dict[str, Any]: ...
+
+    def answer(self, method: bytes, path: bytes) -> tuple[int, bytes, bytes] | None: ...
 
 
 class Admin:
@@ -117,6 +122,12 @@ class Admin:
             raise Refused(403, "without --admin-key-file only loopback is answered")
         elif not _is_loopback(_host_name(headers.get(b"host", b""))):
             raise Refused(403, "without --admin-key-file Host must be a loopback name")
+
+    def probe(self, path: str) -> tuple[int, bytes]:
+        """Status and body of a path of PROBES."""
+        found = self._model.answer(b"GET", path.encode())
+        assert found is not None
+        return found[0], found[2] + b"\n"
 
     def answer(self, method: bytes, path: str, body: bytes) -> tuple[int, Any]:
         """Status and JSON-ready body of anything but /metrics. Raises Refused."""
@@ -304,8 +315,12 @@ async def _serve_one(
     try:
         head, body = await _read(reader)
         keep = head.keep_alive
-        admin.check(head.headers, peer)
-        if head.path == "/metrics":
+        if head.path not in PROBES:
+            admin.check(head.headers, peer)
+        if head.path in PROBES:
+            _allow(head.method, b"GET")
+            status, text = admin.probe(head.path)
+        elif head.path == "/metrics":
             _allow(head.method, b"GET")
             status, content, text = 200, CONTENT_TYPE.encode(), await _page(admin.collector)
         elif head.path == DECISIONS or head.path.startswith(DECISIONS + "/"):
