@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from tests.test_server import Lodestar, request, run
 from tests.tiny_engine import TinyEngine, page
@@ -17,8 +18,9 @@ def body(text: str) -> bytes:
     return json.dumps({"model": "tiny", "stream": True, "messages": messages}).encode()
 
 
-def test_no_prompt_answer_or_key_is_ever_told() -> None:
-    """Debug log in JSON, every page of the admin port, headers that explain: good and bad ends."""
+def test_no_prompt_answer_or_key_is_ever_told(tmp_path: Path) -> None:
+    """Debug log in JSON, every page of the admin port, the decision log and all else that is kept:
+    good and bad ends."""
     pages: list[bytes] = []
 
     async def requests(lodestar: Lodestar, engine: TinyEngine) -> None:
@@ -55,9 +57,12 @@ def test_no_prompt_answer_or_key_is_ever_told() -> None:
             assert status in (200, 404), path
             pages.append(page_)
 
-    log = run(requests, "--log-level", "debug", "--log-json", "--explain-headers", clean=False)
+    options = ("--log-level", "debug", "--log-json", "--explain-headers", "--decision-log")
+    log = run(requests, *options, "--state-dir", str(tmp_path), clean=False)
     assert len(pages) == 5 and all(pages)
     assert CANARY.encode() not in b"".join(pages)
     assert CANARY not in log
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) > 1 and CANARY.encode() not in b"".join(kept)
     for line in log.splitlines():
         assert {"time", "level", "logger", "message"} <= json.loads(line).keys()

@@ -72,7 +72,7 @@ class Telemetry:
 
         base = endpoint.rstrip("/")
         resource = Resource.create({"service.version": version}).merge(Resource.create({}))
-        if resource.attributes["service.name"].startswith("unknown_service"):
+        if str(resource.attributes["service.name"]).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": "lodestar"}))
         self._ids = Given()
         # What is not to be recorded is left out before it gets here.
