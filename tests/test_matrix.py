@@ -177,7 +177,7 @@ def test_a_missing_trace_is_named(tmp_path: Path) -> None:
 def test_rows_survive_and_the_file_is_the_same_bytes(tmp_path: Path) -> None:
     rows = [row("lmetric", 2, 120.5), row("lmetric", 1, 100.0, windows=[1.0, None])]
     capacity = Capacity("2xa30", "conversation", "", 6.5, 1.0)
-    written = []
+    written: list[bytes] = []
     for order in (rows, rows[::-1]):
         path = tmp_path / f"{len(written)}" / "results.jsonl.gz"
         store = Store(path)
@@ -195,13 +195,22 @@ def test_rows_survive_and_the_file_is_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_kill_costs_one_line(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl.gz"
-    Store(path).add(row("lmetric", 1, 100))
+    first = Store(path)
+    first.add(row("lmetric", 1, 100))
+    first.close()
     with (tmp_path / "results.jsonl.gz.new").open("ab") as file:
         file.write(b'{"run":{"cell":"a","sec')
     again = Store(path)
     assert [r.seed for r in again.rows.values()] == [1]
     again.add(row("lmetric", 2, 100))
     assert [r.seed for r in Store(path).rows.values()] == [1, 2]
+    with pytest.raises(ConfigError, match="another run is writing it"):
+        Store(path).add(row("lmetric", 3, 100))
+    again.fold()
+    last = Store(path)
+    last.add(row("lmetric", 3, 100))
+    last.fold()
+    assert [r.seed for r in Store(path).rows.values()] == [1, 2, 3]
 
 
 def test_a_broken_results_file_is_named(tmp_path: Path) -> None:
@@ -262,7 +271,9 @@ def test_restarted_and_in_two_processes_it_is_the_same(tmp_path: Path) -> None:
     ours = whole.rows["tiny", 20.0, "lodestar:model=linear", 1]
     assert ours.ttft and len(ours.windows) == 2 and ours.requests > 50
 
-    run_all(charted(tmp_path / "b.gz"), stop_after=2)
+    stopped = charted(tmp_path / "b.gz")
+    run_all(stopped, stop_after=2)
+    stopped.close()
     again = Store(tmp_path / "b.gz")
     assert len(again.rows) == 2
     assert run_all(again) == order[2:]
@@ -312,7 +323,9 @@ def test_a_tiny_matrix_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "results.jsonl.gz"
-    Store(path).add(Capacity(table.MIX, "conversation", "", 27.0, 1.0))
+    store = Store(path)
+    store.add(Capacity(table.MIX, "conversation", "", 27.0, 1.0))
+    store.fold()
     (tmp_path / "README.md").write_text(f"# A\n\n{BEGIN}\nearlier\n{END}\n\nmore\n")
     arguments = ["matrix", "--store", str(path), "--traces", str(TRACES)]
     arguments += ["--cells", "mix-conversation-90,mix-slow", "--seconds", "60", "--seeds", "2"]

@@ -7,6 +7,7 @@ it is folded into STORE at the end, and at the next start.
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import os
@@ -64,6 +65,7 @@ class Store:
         self.rows: dict[Key, Row] = {}
         self.capacities: dict[tuple[str, str, str], Capacity] = {}
         self._new = path.with_name(path.name + ".new")
+        self._file: int | None = None
         try:
             if path.exists():
                 self._read(gzip.decompress(path.read_bytes()), str(path), may_be_cut=False)
@@ -95,11 +97,23 @@ class Store:
         """Keep a row, on disk too before this returns."""
         self._keep(row)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._new.open("ab") as file:
-                file.write(b"\n" + _line(row))  # what is cut off before it stays a line of its own
+            if self._file is None:
+                self._file = self._open()
+            # What a kill has cut off before it stays a line of its own.
+            os.write(self._file, b"\n" + _line(row))
         except OSError as e:
             raise ConfigError(f"--store: cannot write {self._new}: {e.strerror}") from None
+
+    def _open(self) -> int:
+        """The file of new rows, for this process alone: at the end it is taken away."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self._new, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise ConfigError(f"--store: {self.path}: another run is writing it") from None
+        return file
 
     def fold(self) -> None:
         """All rows into the compact file."""
@@ -111,8 +125,15 @@ class Store:
             aside.write_bytes(gzip.compress(b"".join(map(_line, rows)), 9, mtime=0))
             os.replace(aside, self.path)
             self._new.unlink(missing_ok=True)
+            self.close()
         except OSError as e:
             raise ConfigError(f"--store: cannot write {self.path}: {e.strerror}") from None
+
+    def close(self) -> None:
+        """Let another process write; add() opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def forget(self, cells: Iterable[Cell]) -> None:
         """Drop the rows of these cells, at their lengths."""
