@@ -1,11 +1,12 @@
 """What a learner that trains without pause costs the requests: one connection, 1 KB, not streamed.
 
-    python bench/bench_learner_load.py [--pairs 20] [--requests 2000] [--free]
+    python bench/bench_learner_load.py [--turns 20] [--requests 2000] [--free]
 
-Two routers with the same policy and a model that has learned stand before one engine. In one the
-learner's thread trains its network for ever, without the pauses it makes otherwise; in the other it
-sleeps. They take turns, the one whose turn it is not is stopped, and the order changes from pair to
-pair. Printed: median and 99th percentile of all requests, and the median of the pairs' ratios.
+Three routers with the same policy and a model that has learned stand before one engine. In the
+first the learner's thread sleeps. In the second it trains its network for ever, one round after
+the other, with its usual pauses between steps (2 ms); in the third without any. They take turns,
+those whose turn it is not are stopped, and the order changes from turn to turn. Printed: median and
+99th percentile of all requests, and the median over the turns of their ratios to the first's.
 
 Routers run on the first core, engine and client on the second; --free lets the kernel decide.
 """
@@ -27,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-KINDS = ("rests", "trains")
+KINDS = ("rests", "trains", "trains-without-pause")
 LEARN_FROM = 400  # streamed requests
 _PLAIN = {"model": "m", "max_tokens": 8, "messages": [{"role": "user", "content": "x" * 900}]}
 _ANSWER = json.dumps({"choices": [{"message": {"content": "y" * 900}}]}).encode()
@@ -74,9 +75,11 @@ def router(kind: str, url: str) -> int:
     def hook(trainer: Any) -> None:
         if trainer.version < 2:
             return
-        while kind == "trains":
-            trainer._train(trainer.network, lambda: True)
-        threading.Event().wait()
+        never = threading.Event()
+        pause = thread.PAUSE if kind == "trains" else 0.0
+        while kind != "rests":
+            trainer._train(trainer.network, lambda: not (pause and never.wait(pause)))
+        never.wait()
 
     def patched(self: Any, *args: Any, **options: Any) -> None:
         begin(self, *args, before_round=hook, **options)
@@ -140,8 +143,8 @@ def percentiles(times: list[float]) -> tuple[float, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=2000, help="of each router in a pair")
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=2000, help="of each router in a turn")
     parser.add_argument("--free", action="store_true", help="pin nothing to a core")
     args = parser.parse_args()
     first, second = (None, None) if args.free else (0, 1)
@@ -168,25 +171,22 @@ def main() -> int:
             time.sleep(1.0)
             routers[kind].send_signal(signal.SIGSTOP)
         times: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        ratios: list[tuple[float, float]] = []
-        for pair in range(args.pairs + 1):
+        ratios: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        for turn in range(args.turns + 1):
             got = {}
-            for kind in KINDS if pair % 2 else KINDS[::-1]:
+            for kind in KINDS if turn % 2 else KINDS[::-1]:
                 routers[kind].send_signal(signal.SIGCONT)
-                got[kind] = [
-                    ask(lines[kind], plain, _ANSWER[-20:]) for _ in range(args.requests + 100)
-                ][100:]
+                asked = [ask(lines[kind], plain, _ANSWER[-20:]) for _ in range(args.requests + 100)]
+                got[kind] = asked[100:]
                 routers[kind].send_signal(signal.SIGSTOP)
-            if pair:  # the first one warms up
-                rests, trains = (percentiles(got[kind]) for kind in KINDS)
-                ratios.append((trains[0] / rests[0], trains[1] / rests[1]))
-                for kind in KINDS:
-                    times[kind] += got[kind]
+            for kind in KINDS if turn else ():  # the first one warms up
+                (p50, p99), rests = percentiles(got[kind]), percentiles(got["rests"])
+                ratios[kind].append((p50 / rests[0], p99 / rests[1]))
+                times[kind] += got[kind]
         for kind in KINDS:
             p50, p99 = percentiles(times[kind])
-            print(f"learner {kind}: p50 {p50:.1f} us, p99 {p99:.1f} us")
-        p50, p99 = (statistics.median(column) for column in zip(*ratios, strict=True))
-        print(f"trains / rests, median of {len(ratios)} pairs: p50 {p50:.3f}, p99 {p99:.3f}")
+            x50, x99 = (statistics.median(column) for column in zip(*ratios[kind], strict=True))
+            print(f"{kind}: p50 {p50:.1f} us ({x50:.3f}), p99 {p99:.1f} us ({x99:.3f})")
         return 0
     finally:
         for process in processes:
