@@ -1,5 +1,5 @@
 # Two commands for everyone: `make demo` and `make test`. Each sets itself up in .venv.
-#   build   demo   test   test-real   soak   sanitize   check   paper   paper-quick
+#   build   demo   watch   test   test-real   soak   sanitize   check   paper   paper-quick
 #   bench   bench-compare   bench-instructions
 #   lint   types   format   fuzz   debug   annotate   clean
 # ARGS="..." goes to the program behind the verb.
@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 NATIVE := $(shell find csrc lodestar_fast -name '*.[ch]' -path 'csrc/*' -o -name '*.pyx' -o -name '*.pxd')
 SOURCE := pyproject.toml setup.py constraints.txt Makefile $(NATIVE)
 
-.PHONY: build demo test test-real check soak sanitize paper paper-quick bench bench-compare bench-instructions lint types format fuzz debug annotate clean
+.PHONY: build demo watch test test-real check soak sanitize paper paper-quick bench bench-compare bench-instructions lint types format fuzz debug annotate clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -38,6 +38,9 @@ $(VENV)/.dev: $(VENV)/.built
 
 demo: build
 	$(BIN)/lodestar demo $(ARGS)
+
+watch: build
+	$(BIN)/lodestar watch $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests $(ARGS)

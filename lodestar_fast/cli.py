@@ -249,6 +249,8 @@ VERBS = {
     "serve": Verb("run the router", "", _add_config_options, _serve),
     "engine": Verb("run simulated engines over HTTP", "lodestar_fast.sim.engine_http"),
     "demo": Verb("see it learn: simulated engines, a real trace, a report", "lodestar_fast.demo"),
+    "watch": Verb("see the page with a fleet that lives, until Ctrl-C", "lodestar_fast.watch"),
+    "model": Verb("show, export or import the model of a running router", "lodestar_fast.model"),
     "simulate": Verb(
         "what a policy, one more GPU or a fault would do, in virtual time", "lodestar_fast.simulate"
     ),

@@ -209,6 +209,26 @@ class Governor:
         log.info("weights of version %d are back in use, frozen", chosen.version)
         return chosen.version
 
+    def adopt(self, blob: bytes, now: float) -> int:
+        """Put weights from elsewhere into use, enter them as a version, and freeze them.
+
+        now: seconds on the router's clock. Returns their version. Raises BlobError if the core
+        refuses them, or if their number is that of other weights that are kept.
+        """
+        version = history.blob_version(blob)
+        held = self.history.find(version)
+        if version < 1 or (held is not None and held.blob != blob):
+            kept = "is kept, with other weights" if held else "is none"
+            raise BlobError(f"version {version} {kept}; import them under another number")
+        self.policy.load(blob)
+        if held is None:
+            self.history.add(version, self._wall() if self._wall else now, blob)
+        self.freeze()
+        self.watchdog.reset()
+        self._steer()
+        log.info("weights imported as version %d are in use, frozen", version)
+        return version
+
     # -- what others read --
 
     def _count(self, router: Router) -> None:

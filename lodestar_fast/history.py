@@ -18,6 +18,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from lodestar_fast.errors import BlobError
+
 log = logging.getLogger(__name__)
 
 KEPT: Final = 16
@@ -79,7 +81,7 @@ def save(folder: str, kept: list[Version], frozen: int) -> None:
     wanted = {f"{v.version:08d}-{v.time:.0f}{SUFFIX}": v.blob for v in kept}
     for name, blob in wanted.items():
         if not (path / name).exists():
-            _write(path / name, blob + blake2b(blob, digest_size=DIGEST).digest())
+            _write(path / name, sealed(blob))
     if frozen:
         _write(path / FROZEN, b"%d\n" % frozen)
     else:
@@ -111,18 +113,35 @@ def load(folder: str) -> tuple[list[Version], int]:
         version, _, time = file.stem.partition("-")
         with open(file, "rb") as f:
             data = f.read(MOST_BYTES + 1)
-        blob, digest = data[:-DIGEST], data[-DIGEST:]
-        if (
-            not (version.isdigit() and time.isdigit())
-            or blake2b(blob, digest_size=DIGEST).digest() != digest
-            or blob_version(blob) != int(version)
-        ):
+        try:
+            blob = unsealed(data)
+        except BlobError:
+            blob = b""
+        if not (version.isdigit() and time.isdigit()) or blob_version(blob) != int(version):
             log.warning("%s: damaged weights, left out", file)
             continue
         kept.append(Version(int(version), float(time), blob))
     with contextlib.suppress(FileNotFoundError, ValueError):
         frozen = int((path / FROZEN).read_text())
     return sorted(kept, key=lambda v: (v.time, v.version))[-KEPT:], frozen
+
+
+def sealed(blob: bytes) -> bytes:
+    """Weights as they stand in a file: with their digest."""
+    return blob + blake2b(blob, digest_size=DIGEST).digest()
+
+
+def unsealed(data: bytes) -> bytes:
+    """The weights of such a file. Raises BlobError if it is damaged."""
+    blob = data[:-DIGEST]
+    if blake2b(blob, digest_size=DIGEST).digest() != data[-DIGEST:]:
+        raise BlobError("damaged, or no exported weights: the digest at the end is not theirs")
+    return blob
+
+
+def renumbered(blob: bytes, version: int) -> bytes:
+    """The same weights under another version number."""
+    return blob[:16] + struct.pack("<I", version) + blob[20:]
 
 
 def blob_version(blob: bytes) -> int:

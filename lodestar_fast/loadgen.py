@@ -11,7 +11,7 @@ every chunk. So TPOT is (end - first token) / (tokens - 1), and there is no dist
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import aiohttp
@@ -46,7 +46,7 @@ def encode_body(request: Request, model: str) -> bytes:
 
 
 async def replay(
-    requests: Sequence[Request],
+    requests: Iterable[Request],
     targets: Mapping[str, str],
     *,
     model: str,
@@ -54,12 +54,14 @@ async def replay(
     timeout: float = 600.0,
     headers: Mapping[str, str] | None = None,
     clock: Clock | None = None,
+    keep: bool = True,
 ) -> dict[str, list[Record]]:
     """Send every request, at its arrival, to every target; return when all have ended.
 
     targets: base URL by name. on_record(name, record): called as each request ends. Returns the
-    records by target, in order of arrival. A request that fails is a record with an error; nothing
-    is raised for it. Cancellation cancels what is in flight.
+    records by target, in order of arrival; without keep none, for a load that never ends. A request
+    that fails is a record with an error; nothing is raised for it. Cancellation cancels what is in
+    flight.
     """
     clock = clock or MonotonicClock()
     records: dict[str, list[Record]] = {name: [] for name in targets}
@@ -73,7 +75,8 @@ async def replay(
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 record = Record(request.index, request.arrival, request.prompt_tokens)
-                records[name].append(record)
+                if keep:
+                    records[name].append(record)
                 tasks.create_task(calls.call(name, targets[name] + PATH, body, record))
     return records
 

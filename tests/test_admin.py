@@ -154,7 +154,11 @@ def test_metrics_and_model() -> None:
 @pytest.mark.parametrize(
     ("line", "status"),
     [
-        ("GET /", 404),
+        ("POST /", 405),
+        ("GET /index.html", 404),
+        ("GET /page/", 404),
+        ("GET /page/../admin.py", 404),
+        ("GET /admin/state", 404),
         ("GET /worker", 404),
         ("GET /workers/x", 404),
         ("GET /workers/x/drain", 404),
@@ -263,7 +267,8 @@ def test_hostile_requests_end_the_connection(data: bytes, status: int) -> None:
 
 def test_a_client_that_leaves_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
     async def body(port: Port) -> None:
-        for data in (b"", b"GET /met", b"POST /workers HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"):
+        head = b"POST /workers HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        for data in (b"", b"GET /met", head + b"{"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port.port)
             writer.write(data)
             writer.write_eof()

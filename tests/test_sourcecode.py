@@ -35,8 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decisions": {"core", "features", "errors"},
     "proxy": {"core", "learner:protocol", "governor", "history", "decisions"} | LEAVES,
     "watchdog": {"core"},
-    "history": set(),
+    "history": {"errors"},
     "governor": {"core", "features", "learner:protocol", "errors", "history", "watchdog"},
+    "model": {"errors", "features", "history"},
     "build": {"core", "features", "learner", "config", "clock", "errors", "governor"},
     "summary": {"errors"},
     "slo": {"sim", "summary"},
@@ -48,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulate": {"sim", "core", "learner", "config", "errors", "clock"}
     | {"summary", "slo", "terminal", "plots", "report"},
     "matrix": {"sim", "core", "errors", "clock", "summary", "slo", "plots", "report", "simulate"},
+    "watch": {"sim", "errors", "summary", "terminal", "loadgen", "replay", "report", "demo"},
     "demo": {"sim", "errors", "clock", "summary", "slo", "terminal", "loadgen", "replay", "report"},
 }
 FREE = {"cli", "__init__", "__main__"}

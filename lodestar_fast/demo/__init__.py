@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shlex
-import signal
 import sys
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,11 @@ import uvloop
 from rich.console import Console
 
 from lodestar_fast.clock import Clock, MonotonicClock
-from lodestar_fast.demo.children import ChildError, Children
+from lodestar_fast.demo.children import ChildError, Children, Interrupted, with_children
 from lodestar_fast.demo.live import Board, result_table, show
 from lodestar_fast.demo.stack import Stack, get_json, preemptions, start_stacks
 from lodestar_fast.errors import ConfigError
-from lodestar_fast.loadgen import client_session, replay
+from lodestar_fast.loadgen import replay
 from lodestar_fast.replay import add_workload_arguments, workload
 from lodestar_fast.report import (
     OURS,
@@ -94,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
     except ChildError as e:
         print(f"lodestar demo: {e}", file=sys.stderr)
         return 1
-    except asyncio.CancelledError:
-        return 128 + (demo.signal or signal.SIGINT)
+    except Interrupted as e:
+        return 128 + e.signal
     return demo.publish()
 
 
@@ -105,7 +103,6 @@ class Demo:
     def __init__(
         self, args: argparse.Namespace, policies: list[str], specs: list[EngineSpec], trace: Trace
     ) -> None:
-        self.signal = 0  # that ended it
         self._args = args
         self._policies = policies
         self._specs = specs
@@ -127,29 +124,8 @@ class Demo:
         )
 
     async def run(self) -> None:
-        """Start all, replay, stop all. Raises ChildError, and CancelledError on a signal."""
-        this = asyncio.current_task()
-        assert this is not None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number, this)
-        with tempfile.TemporaryDirectory(prefix="lodestar-demo-") as folder:
-            async with Children(Path(folder)) as children, client_session() as client:
-                work = asyncio.create_task(self._work(children, client))
-                failure = asyncio.create_task(children.failure())
-                try:
-                    await asyncio.wait({work, failure}, return_when=asyncio.FIRST_COMPLETED)
-                    # A child's end makes requests fail too; that it ended is the better message.
-                    await (failure if failure.done() else work)
-                finally:
-                    for task in (work, failure):
-                        task.cancel()
-                    await asyncio.gather(work, failure, return_exceptions=True)
-
-    def _on_signal(self, number: int, task: asyncio.Task[Any]) -> None:
-        """The first one ends the demo; another must not interrupt the ending of its processes."""
-        if not self.signal:
-            self.signal = number
-            task.cancel()
+        """Start all, replay, stop all. Raises ChildError, and Interrupted on a signal."""
+        await with_children(self._work)
 
     async def _work(self, children: Children, client: aiohttp.ClientSession) -> None:
         args = self._args

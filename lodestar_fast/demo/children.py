@@ -12,11 +12,15 @@ import ctypes
 import re
 import signal
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
+
 from lodestar_fast.errors import LodestarError
+from lodestar_fast.loadgen import client_session
 
 START_SECONDS = 30.0  # for a process to answer; it takes one, on a busy machine several
 STOP_SECONDS = 3.0  # between SIGTERM and SIGKILL
@@ -28,6 +32,14 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 class ChildError(LodestarError):
     """A process of the demo failed. The text names it and ends with the tail of its log."""
+
+
+class Interrupted(Exception):
+    """A signal ended the work. signal: its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by signal {number}")
+        self.signal = number
 
 
 @dataclass(frozen=True)
@@ -135,3 +147,42 @@ class Children:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ends, patience)
                 return
+
+
+Work = Callable[[Children, aiohttp.ClientSession], Awaitable[None]]
+
+
+async def with_children(work: Work) -> None:
+    """Do work with processes that end with it, and on SIGINT, SIGTERM and SIGHUP.
+
+    Raises ChildError, what work raises, and Interrupted on a signal, once all have ended.
+    """
+    this = asyncio.current_task()
+    assert this is not None
+    got: list[int] = []
+
+    def on_signal(number: int) -> None:
+        """The first one ends the work; another must not interrupt the ending of the processes."""
+        if not got:
+            got.append(number)
+            this.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    try:
+        with tempfile.TemporaryDirectory(prefix="lodestar-demo-") as folder:
+            async with Children(Path(folder)) as children, client_session() as client:
+                working = asyncio.ensure_future(work(children, client))
+                failure = asyncio.create_task(children.failure())
+                try:
+                    await asyncio.wait({working, failure}, return_when=asyncio.FIRST_COMPLETED)
+                    # A child's end makes requests fail too; that it ended is the better message.
+                    await (failure if failure.done() else working)
+                finally:
+                    for task in (working, failure):
+                        task.cancel()
+                    await asyncio.gather(working, failure, return_exceptions=True)
+    except asyncio.CancelledError:
+        if not got:
+            raise
+        raise Interrupted(got[0]) from None

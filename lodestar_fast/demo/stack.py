@@ -42,19 +42,22 @@ async def start_stacks(
     fleet: str,
     specs: Sequence[EngineSpec],
     seed: int,
+    engine_words: Sequence[str] = (),
+    router_words: Sequence[str] = (),
 ) -> list[Stack]:
-    """All of them, ready to be asked. Raises ChildError."""
+    """All of them, ready to be asked. The words: further options. Raises ChildError."""
     fleets = [
         await children.start(
             f"engines of {policy}",
             *("engine", "--fleet", fleet, "--host", HOST, "--port", "0", "--seed", str(seed)),
+            *engine_words,
         )
         for policy in policies
     ]
     return list(
         await asyncio.gather(
             *(
-                _start_router(children, client, policy, engines, specs, seed)
+                _start_router(children, client, policy, engines, specs, seed, router_words)
                 for policy, engines in zip(policies, fleets, strict=True)
             )
         )
@@ -68,6 +71,7 @@ async def _start_router(
     engines: Child,
     specs: Sequence[EngineSpec],
     seed: int,
+    words: Sequence[str],
 ) -> Stack:
     found = await children.announced(engines, r'(?m)^\{"engines": .*\}$')
     listing = msgspec.json.decode(found[0])["engines"]
@@ -76,7 +80,7 @@ async def _start_router(
         f"router of {policy}",
         *("serve", "--policy", policy, "--worker-urls", *urls, "--explain-headers"),
         *("--host", HOST, "--port", "0", "--admin-host", HOST, "--admin-port", "0"),
-        *("--seed", str(seed), "--log-level", "warning"),
+        *("--seed", str(seed), "--log-level", "warning", *words),
     )
     found = await children.announced(router, r"listening data=\S*?:(\d+) admin=\S*?:(\d+)")
     data, admin = (f"http://{HOST}:{port}" for port in found.groups())

@@ -1,11 +1,12 @@
-"""The operator's port: metrics, the engines, the learner's state.
+"""The operator's port: the page, metrics, the engines, the learner's state.
 
 A listener of its own, loopback by default, so that nothing a client of the data port sends can
 reach it. With keys every request must carry one (Authorization: Bearer KEY). Without, only a
 loopback peer is answered, and only if it calls us by a loopback name: a web page whose own name
-resolves to 127.0.0.1, or that posts to us from a browser, is refused.
+resolves to 127.0.0.1, or that asks us from a browser, is refused: only our own page may.
 
-Head, body, time and the number of connections are bounded; answers are JSON, except /metrics.
+Head, body, time and the number of connections are bounded; answers are JSON, except /metrics,
+the page and exported weights.
 """
 
 from __future__ import annotations
@@ -14,25 +15,31 @@ import asyncio
 import hmac
 import ipaddress
 import logging
-from typing import Any, Protocol
+from typing import Any
+from urllib.parse import parse_qs
 
 import httptools
 import msgspec
 
-from lodestar_fast.clock import Clock
-from lodestar_fast.errors import BlobError, ConfigError
-from lodestar_fast.governor import Governor
+from lodestar_fast.errors import ConfigError
 from lodestar_fast.metrics import CONTENT_TYPE, Collector, exposition
+from lodestar_fast.proxy import model_routes
 from lodestar_fast.proxy.decisions import Decisions, Unknown
 from lodestar_fast.proxy.discovery.membership import Membership
 from lodestar_fast.proxy.fleet import Fleet
 from lodestar_fast.proxy.instance import Instance
+from lodestar_fast.proxy.model_routes import Model
+from lodestar_fast.proxy.overview import Overview
+from lodestar_fast.proxy.page import HEADERS, PAGE
+from lodestar_fast.proxy.refused import Refused, allow
 
 log = logging.getLogger(__name__)
 
 DECISIONS = "/admin/decisions"
+STATE = "/admin/state"
 HEAD_BYTES = 16 << 10
 _BODY_BYTES = 64 << 10
+_IMPORT_BYTES = 1 << 20  # the largest weights are a third of it
 _IDLE = 75.0  # Prometheus scrapes every 15 to 60 s on one connection
 _CONNECTIONS = 64
 
@@ -56,35 +63,8 @@ PROBES = frozenset({"/liveness", "/readiness"})
 _ONCE = (b"host", b"authorization", b"content-length")
 
 
-class Refused(Exception):
-    """A request that gets an error. status: HTTP; text: for the operator."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
 class _NewWorker(msgspec.Struct, forbid_unknown_fields=True):
     url: str
-
-
-class _NewMode(msgspec.Struct, forbid_unknown_fields=True):
-    mode: str
-
-
-class _Version(msgspec.Struct, forbid_unknown_fields=True):
-    version: int | None = None
-
-
-class Model(Protocol):
-    """What of the proxy the model's routes need."""
-
-    governor: Governor | None
-    clock: Clock
-
-    def model_status(self) -> dict[str, Any]: ...
-
-    def answer(self, method: bytes, path: bytes) -> tuple[int, bytes, bytes] | None: ...
 
 
 class Admin:
@@ -99,8 +79,12 @@ class Admin:
         keys: frozenset[bytes] | None,
         members: Membership | None = None,
     ) -> None:
-        """keys: None if none is set. members: who lists the engines; None: nobody but us."""
+        """keys: None if none is set. members: who lists the engines; None: nobody but us.
+
+        overview, which the proxy puts in: of GET /admin/state.
+        """
         self.decisions = decisions
+        self.overview: Overview | None = None
         self.connections: set[asyncio.Task[None]] = set()
         self.collector = collector
         self._fleet = fleet
@@ -108,14 +92,17 @@ class Admin:
         self._model = model
         self.keys = keys
 
-    def check(self, headers: dict[bytes, bytes], peer: str) -> None:
-        """Raise Refused unless this peer may ask."""
-        if b"origin" in headers:
-            raise Refused(403, "requests from web pages are not answered")
+    def check(self, headers: dict[bytes, bytes], peer: str, public: bool = False) -> None:
+        """Raise Refused unless this peer may ask. public: what needs no key though others do."""
+        origin = headers.get(b"origin")
+        if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
+            raise Refused(403, "requests from other web pages are not answered")
         if self.keys is not None:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             # Each key is compared, so that the time does not tell which was near.
             matches = [hmac.compare_digest(key, given.strip()) for key in self.keys]
+            if public:
+                return
             if scheme.lower() != b"bearer" or not any(matches):
                 raise Refused(401, "a key of --admin-key-file is needed: Authorization: Bearer KEY")
         elif not _is_loopback(peer):
@@ -133,7 +120,7 @@ class Admin:
         """Status and JSON-ready body of anything but /metrics. Raises Refused."""
         parts = path.strip("/").split("/")
         if parts == ["workers"]:
-            _allow(method, b"GET", b"POST")
+            allow(method, b"GET", b"POST")
             if method == b"POST":
                 return self._add(body)
             return 200, {"workers": [self._describe(i) for i in self._fleet.all]}
@@ -142,61 +129,18 @@ class Admin:
             if instance is None:
                 raise Refused(404, "no such worker")
             if len(parts) == 2:
-                _allow(method, b"GET", b"DELETE")
+                allow(method, b"GET", b"DELETE")
                 if method == b"DELETE":
                     self._remove(instance)
                 return 200, self._describe(instance, removed=method == b"DELETE")
             if parts[2] == "drain":
-                _allow(method, b"POST")
+                allow(method, b"POST")
                 self._fleet.drain(instance.id)
                 return 200, self._describe(instance)
-        if parts == ["admin", "model"]:
-            _allow(method, b"GET")
-            return 200, self._model.model_status()
-        if parts == ["admin", "mode"]:
-            _allow(method, b"GET", b"POST")
-            return 200, self._mode(body if method == b"POST" else b"")
-        if parts[:2] == ["admin", "model"] and parts[2:] in (["freeze"], ["thaw"], ["rollback"]):
-            _allow(method, b"POST")
-            return 200, self._steer(parts[2], body)
+        found = model_routes.answer(self._model, method, parts, body)
+        if found is not None:
+            return 200, found
         raise Refused(404, "no such path")
-
-    def _governor(self) -> Governor:
-        governor = self._model.governor
-        if governor is None:
-            raise Refused(409, "the policy that decides does not learn (--policy)")
-        return governor
-
-    def _mode(self, body: bytes) -> dict[str, Any]:
-        """Set the mode, if there is a body. The mode, and the share that the model decides now."""
-        governor = self._governor()
-        if body:
-            try:
-                governor.set_mode(msgspec.json.decode(body, type=_NewMode).mode)
-            except (msgspec.DecodeError, UnicodeDecodeError) as e:
-                raise Refused(400, f'the body must be {{"mode": "canary:10"}}: {e}') from None
-            except ConfigError as e:
-                raise Refused(400, str(e)) from None
-        state = governor.watchdog.state
-        return {"mode": governor.mode, "share": governor.policy.share, "watchdog": state}
-
-    def _steer(self, verb: str, body: bytes) -> dict[str, Any]:
-        """freeze, thaw, rollback."""
-        governor = self._governor()
-        try:
-            if verb == "freeze":
-                governor.freeze()
-            elif verb == "thaw":
-                governor.thaw(self._model.clock.now())
-            else:
-                governor.rollback(msgspec.json.decode(body or b"{}", type=_Version).version)
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise Refused(400, f'the body may be {{"version": n}}: {e}') from None
-        except LookupError as e:
-            raise Refused(404, f"{e.args[0]} is not kept; GET /admin/model lists them") from None
-        except BlobError as e:
-            raise Refused(409, str(e)) from None
-        return {"version": governor.policy.version, "frozen": governor.frozen}
 
     def _add(self, body: bytes) -> tuple[int, Any]:
         try:
@@ -229,11 +173,6 @@ class Admin:
         if not removed:
             about["inflight"] = self._fleet.router.instance(instance.slot)["inflight"]
         return about
-
-
-def _allow(method: bytes, *methods: bytes) -> None:
-    if method not in methods:
-        raise Refused(405, "allowed: " + ", ".join(m.decode() for m in methods))
 
 
 def _host_name(host: bytes) -> str:
@@ -272,8 +211,9 @@ class _Head:
         if b"transfer-encoding" in self.headers:
             raise Refused(400, "the body needs a Content-Length")
         self.length = int(self.headers.get(b"content-length", b"0"))
-        if self.length > _BODY_BYTES:
-            raise Refused(413, f"the body has more than {_BODY_BYTES} bytes")
+        most = _IMPORT_BYTES if self.path == model_routes.IMPORT else _BODY_BYTES
+        if self.length > most:
+            raise Refused(413, f"the body has more than {most} bytes")
 
     def on_url(self, url: bytes) -> None:
         self.target += url
@@ -311,25 +251,37 @@ async def _serve_one(
 ) -> bool:
     """Read a request and answer it. True if the connection can go on."""
     keep = False
-    content = b"application/json"
+    content, extra = b"application/json", b""
     try:
-        head, body = await _read(reader)
-        keep = head.keep_alive
+        head = await _read_head(reader)
+        keep = head.keep_alive and not head.length
         if head.path not in PROBES:
-            admin.check(head.headers, peer)
-        if head.path in PROBES:
-            _allow(head.method, b"GET")
+            admin.check(head.headers, peer, head.path in PAGE)
+        body = await reader.readexactly(head.length)
+        keep = head.keep_alive
+        if head.path in PAGE:
+            allow(head.method, b"GET")
+            status, extra, (content, text) = 200, HEADERS, PAGE[head.path]
+        elif head.path in PROBES:
+            allow(head.method, b"GET")
             status, text = admin.probe(head.path)
         elif head.path == "/metrics":
-            _allow(head.method, b"GET")
+            allow(head.method, b"GET")
             status, content, text = 200, CONTENT_TYPE.encode(), await _page(admin.collector)
         elif head.path == DECISIONS or head.path.startswith(DECISIONS + "/"):
-            _allow(head.method, b"GET")
+            allow(head.method, b"GET")
             text = await admin.decisions.answer(head.path.removeprefix(DECISIONS), head.query)
             status, text = 200, text + b"\n"
+        elif head.path == STATE and admin.overview is not None:
+            allow(head.method, b"GET")
+            text = msgspec.json.encode(await admin.overview.state(_since(head.query)))
+            status = 200
         else:
             status, answer = admin.answer(head.method, head.path, body)
-            text = msgspec.json.encode(answer) + b"\n"
+            if isinstance(answer, bytes):
+                content, text = b"application/octet-stream", answer
+            else:
+                text = msgspec.json.encode(answer) + b"\n"
     except (Refused, Unknown) as e:
         status, text = e.status, msgspec.json.encode({"error": {"message": str(e)}}) + b"\n"
     except asyncio.IncompleteReadError:
@@ -340,12 +292,13 @@ async def _serve_one(
         text = b'{"error":{"message":"internal error; see the log"}}\n'
     writer.write(
         b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n"
-        b"x-content-type-options: nosniff\r\ncache-control: no-store\r\n%s\r\n%s"
+        b"x-content-type-options: nosniff\r\ncache-control: no-store\r\n%s%s\r\n%s"
         % (
             status,
             _REASONS[status],
             content,
             len(text),
+            extra,
             b"" if keep else b"connection: close\r\n",
             text,
         )
@@ -354,13 +307,20 @@ async def _serve_one(
     return keep
 
 
-async def _read(reader: asyncio.StreamReader) -> tuple[_Head, bytes]:
-    """Head and body of a request. Raises Refused, IncompleteReadError."""
+async def _read_head(reader: asyncio.StreamReader) -> _Head:
+    """Raises Refused, IncompleteReadError."""
     try:
-        head = _Head(await reader.readuntil(b"\r\n\r\n"))
+        return _Head(await reader.readuntil(b"\r\n\r\n"))
     except asyncio.LimitOverrunError:
         raise Refused(431, f"the head has more than {HEAD_BYTES} bytes") from None
-    return head, await reader.readexactly(head.length)
+
+
+def _since(query: str) -> int:
+    """The number in `since=N`; 0 without one. Raises Refused."""
+    given = parse_qs(query).get("since", ["0"])[-1]
+    if not (given.isascii() and given.isdigit() and len(given) < 16):
+        raise Refused(400, "since: the number of a point of the series")
+    return int(given)
 
 
 async def _page(collector: Collector) -> bytes:

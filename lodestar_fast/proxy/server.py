@@ -39,6 +39,7 @@ from lodestar_fast.proxy.discovery import watching
 from lodestar_fast.proxy.discovery.membership import STATIC, Membership
 from lodestar_fast.proxy.downstream import Downstream
 from lodestar_fast.proxy.fleet import Fleet
+from lodestar_fast.proxy.overview import Overview
 from lodestar_fast.proxy.reload import Keys, parse_urls, read_all_keys
 from lodestar_fast.proxy.telemetry import Telemetry
 from lodestar_fast.proxy.tracing import Tracer
@@ -103,6 +104,7 @@ class Proxy:
             keys.admins,
             self.members,
         )
+        self.overview = self.admin.overview = Overview(self)
         self._complained: dict[str, float] = {}
         self.use(keys)
 
@@ -345,12 +347,14 @@ async def serve(
         except Exception as e:
             proxy.complain("learner", e)
         learning = asyncio.ensure_future(proxy.keep_learning())
+    watching = asyncio.ensure_future(proxy.overview.keep())
 
     await stop.wait()
     data_server.close()
     await proxy.drain()
     admin_server.close()
     logging_decisions.cancel()
+    watching.cancel()
     if learning is not None:
         learning.cancel()
     await proxy.close()

@@ -11,8 +11,10 @@ import argparse
 import asyncio
 import json
 import math
+import re
 import signal
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import uvloop
 
@@ -114,6 +116,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jitter", type=float, default=0.0,
         help="spread of the duration of an iteration, 0 to below 1 (%(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--slow", action="append", default=[], metavar="N=F@S",
+        help="engine N (from 0) takes F times as long from S seconds after the start; repeatable",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the jitter (%(default)s)")
 
 
@@ -150,7 +156,31 @@ def fleet_of(args: argparse.Namespace) -> list[EngineSpec]:
     return fleet
 
 
-async def _serve(fleet: Sequence[EngineSpec], args: argparse.Namespace) -> None:
+class Slowing(NamedTuple):
+    """An engine takes so many times as long from a time (seconds after the start) on."""
+
+    engine: int
+    factor: float
+    at: float
+
+
+def slowings(words: Sequence[str], engines: int) -> list[Slowing]:
+    """What --slow says. Raises ConfigError."""
+    found = []
+    for word in words:
+        number = r"([0-9]+(?:\.[0-9]+)?)"
+        match = re.fullmatch(rf"([0-9]+)={number}(?:@{number})?", word)
+        if match is None or not 0 < float(match[2]) <= 1000:
+            raise ConfigError(f"--slow {word}: the form is N=F@S, F above 0 and up to 1000")
+        if int(match[1]) >= engines:
+            raise ConfigError(f"--slow {word}: the engines are 0 to {engines - 1}")
+        found.append(Slowing(int(match[1]), float(match[2]), float(match[3] or 0)))
+    return found
+
+
+async def _serve(
+    fleet: Sequence[EngineSpec], slow: Sequence[Slowing], args: argparse.Namespace
+) -> None:
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
@@ -162,6 +192,8 @@ async def _serve(fleet: Sequence[EngineSpec], args: argparse.Namespace) -> None:
         {"url": url, "gpu": engine.gpu, "model": args.model}
         for url, engine in zip(engines.urls, fleet, strict=True)
     ]
+    for engine, factor, at in slow:
+        loop.call_later(at, setattr, engines.replicas[engine].engine, "slow", factor)
     print(json.dumps({"engines": listing}), flush=True)
     await ended.wait()
     await engines.close()
@@ -170,5 +202,5 @@ async def _serve(fleet: Sequence[EngineSpec], args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Prints one line of JSON with the URLs once all listen."""
     fleet = fleet_of(args)
-    uvloop.run(_serve(fleet, args))
+    uvloop.run(_serve(fleet, slowings(args.slow, len(fleet)), args))
     return 0
