@@ -180,6 +180,11 @@ def _requests(context: Any) -> Iterator[Metric]:
         {"stale": counts["stale_connections"], "extra_bytes": counts["extra_bytes"]},
         ("reason",),
     )
+    yield counter(
+        "lodestar_telemetry_dropped",
+        "Requests that no span or GenAI metric tells of, for they ended too fast.",
+        context.tracer.dropped if context.tracer else 0,
+    )
     yield gauge(
         "lodestar_draining",
         "1 while the router finishes its requests before it ends.",

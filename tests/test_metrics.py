@@ -105,6 +105,7 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
             draining=False,
             body_bytes=0,
             queued=0,
+            tracer=SimpleNamespace(dropped=6) if busy else None,
         ),
         router=SimpleNamespace(
             policy=SimpleNamespace(name="lodestar", version=4),
@@ -172,6 +173,7 @@ def test_values_and_labels() -> None:
         "lodestar_side_ttft_seconds_count side=learned": 3,
         "lodestar_side_ttft_seconds_sum side=learned": 1.25,
         "lodestar_exploration_total": 4,
+        "lodestar_telemetry_dropped_total": 6,
         "lodestar_retries_total reason=connect": 3,
         "lodestar_inflight_requests instance=i1": 2,
         "lodestar_instance_healthy instance=i0": 1,

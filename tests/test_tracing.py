@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lodestar_fast.proxy.tracing import Record, Trace, Tracer
-from tests.fake_engine import plain, reset, stream, token, usage
+from tests.fake_engine import free_port, plain, reset, stream, token, usage
 from tests.proxy_rig import Rig, chat, with_rig
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -234,6 +234,22 @@ def test_spans_and_metrics_reach_a_collector() -> None:
     (each,) = points["gen_ai.server.time_per_output_token"]
     assert each.sum == pytest.approx(2 * 0.5)
     assert len(points["gen_ai.client.token.usage"]) == 4
+
+
+def test_a_collector_that_is_not_there_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from lodestar_fast.proxy import telemetry
+
+    monkeypatch.setattr(telemetry, "_FLUSH", 0.5)
+    tracer = Tracer(1.0)
+    told = telemetry.Telemetry(f"http://127.0.0.1:{free_port()}", tracer, "1")
+    tracer.end(record())
+    ends = threading.Thread(target=told.close)
+    ends.start()
+    ends.join(20)
+    assert not ends.is_alive()
 
 
 @with_rig()

@@ -167,12 +167,19 @@ class Telemetry:
         span.end(_ns(record.ended, offset))
 
     def close(self) -> None:
-        """Tell of what has ended, within some seconds."""
+        """Tell of what has ended, within some seconds; a collector that is not there gets less."""
         self._over.set()
-        self._thread.join(_FLUSH)
-        self._spans.force_flush(int(_FLUSH * 1000))
+        # The SDK tries again for half a minute and cannot be told to stop; the process can end.
+        last = threading.Thread(target=self._end, name="telemetry-end", daemon=True)
+        last.start()
+        last.join(_FLUSH)
+        if last.is_alive():
+            log.warning("the collector did not take the last spans in %g s", _FLUSH)
+
+    def _end(self) -> None:
+        self._thread.join()
         self._spans.shutdown()
-        self._metrics.shutdown(_FLUSH * 1000)
+        self._metrics.shutdown()
 
 
 def _ns(seconds: float, offset: float) -> int:

@@ -60,7 +60,8 @@ class Tracer:
         self.ended: deque[Record] = deque()
         self.dropped = 0
         self._sample = sample
-        self._random = random.SystemRandom()
+        # Ids must be unlike each other, not secret.
+        self._random = random.Random(random.SystemRandom().getrandbits(256))
 
     def begin(self, fields: bytes) -> tuple[Trace, bytes]:
         """A request's place, and its field lines for the engine, with our span as the parent."""
