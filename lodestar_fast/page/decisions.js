@@ -95,7 +95,7 @@ function detail(decision) {
     "table",
     {},
     make("thead", {}, make("tr", {}, ...head.map((name, n) => make("th", { scope: "col", class: n ? "num" : null }, name)))),
-    make("tbody", {}, ...decision.candidates.map((candidate) => line(candidate, reasons))),
+    make("tbody", {}, ...inOrder(decision.candidates).map((candidate) => line(candidate, reasons))),
   );
   const left = decision.candidates_total - decision.candidates.length;
   $("detail").replaceChildren(
@@ -108,6 +108,10 @@ function detail(decision) {
   );
   $("detail").hidden = false;
 }
+
+/** The chosen one first, then as they were scored. */
+const inOrder = (candidates) =>
+  [...candidates].sort((a, b) => b.chosen - a.chosen || (a.score_ms ?? 0) - (b.score_ms ?? 0));
 
 /** The features that matter most here: those that differ most between candidates. */
 function drivers(candidates) {

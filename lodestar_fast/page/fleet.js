@@ -18,7 +18,7 @@ const COLUMNS = [
   { name: "p99", value: (r) => r.ttft_p99_ms ?? -1, text: (r) => ms(r.ttft_p99_ms), kind: "num wide" },
   { name: "share", value: (r) => r.share, text: (r) => percent(r.share), kind: "num wide", bar: (r, most) => r.share / most },
   { name: "speed", value: (r) => r.times_median ?? -1, kind: "num speed",
-    text: (r) => (r.times_median === null ? "?" : r.slow ? `slow, ${r.times_median.toFixed(1)}×` : `${r.times_median.toFixed(1)}×`),
+    text: (r) => (r.times_median === null ? "?" : r.slow ? `slow ${r.times_median.toFixed(1)}×` : `${r.times_median.toFixed(1)}×`),
     bar: (r) => (r.times_median ?? 0) / 4, help: "seconds for a prompt token, beside the fleet's median: above 1 is slower" },
   { name: "per token", value: (r) => r.us_per_token, text: (r) => `${Math.round(r.us_per_token)} µs`, kind: "num wide" },
   { name: "failed", value: (r) => r.failed, text: (r) => count(r.failed), kind: "num wide" },
