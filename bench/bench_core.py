@@ -2,6 +2,8 @@
 
     route[POLICY-INSTANCES-PROMPT_TOKENS]   Router.route(), prompts of a fleet at work
     route_full[INSTANCES-PROMPT_TOKENS]     the same, nothing known, and the index full
+    route_kept[HOW-INSTANCES-PROMPT_TOKENS] route[lodestar] with the decision kept: in memory, or
+                                            with the marks that its log wants
     hash[PROMPT_TOKENS]                     its hashing alone
     match[INSTANCES-PROMPT_TOKENS]          its look-up of the prefix alone
     score[MODEL-INSTANCES]                  the model's forward pass over one row an instance
@@ -142,6 +144,15 @@ def route_rounds(
 def test_route(benchmark: Any, policy: str, instances: int, tokens: int) -> None:
     prompts = make_prompts(tokens, 64 if tokens > 20_000 else 256)
     route_rounds(benchmark, policy, instances, prompts)
+
+
+@pytest.mark.parametrize("kept", ["memory-8-4096", "marks-8-4096"])
+def test_route_kept(benchmark: Any, kept: str) -> None:
+    options = {"decisions": 512} if kept.startswith("memory") else {"decisions": 2048}
+    prompts = make_prompts(4096)
+    route_rounds(
+        benchmark, "lodestar", 8, prompts, prefix_marks=kept.startswith("marks"), **options
+    )
 
 
 @pytest.mark.parametrize(("instances", "tokens"), [pytest.param(8, 8192, id="8-8192")])

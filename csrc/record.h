@@ -13,8 +13,8 @@
 #include "lodestar.h"
 
 #define LS_RECORD_ROWS 16   /* candidates kept of a decision; of more the ones that mattered */
-#define LS_RECORD_MARKS 128 /* prefix marks of a decision: 16,000 tokens at 64-byte blocks */
-#define LS_MARK_BLOCKS 8    /* blocks from one mark to the next: 128 tokens */
+#define LS_RECORD_MARKS 256 /* prefix marks of a decision: 16,000 tokens at 64-byte blocks */
+#define LS_MARK_BLOCKS 4    /* blocks from one mark to the next: 64 tokens */
 #define LS_NO_ROW 0xFFu
 
 /* What a policy thought, by candidate; NULL or NaN where it thought nothing. */

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 LEARNED = "lodestar"
 FALLBACK = "lmetric"  # decides while the learned policy may not
 KEY_FILE, KEY_BYTES = "index.key", 64
-LOGGED = 4096  # decisions that may wait for the log, which looks several times a second
+LOGGED = 2048  # decisions that may wait for the log, which looks four times a second
 TICKETS = 16384  # requests in flight that are learned from; 3 MB
 
 

@@ -255,6 +255,7 @@ VERBS = {
         "what a policy, one more GPU or a fault would do, in virtual time", "lodestar_fast.simulate"
     ),
     "matrix": Verb("run the evaluation that the README reports", "lodestar_fast.matrix"),
+    "log": Verb("how another policy would have done, from a log", "lodestar_fast.decisions.verb"),
     "explain": Verb("why a request went where it went", "lodestar_fast.decisions.explain"),
     "replay": Verb("replay a trace against a server", "lodestar_fast.replay"),
     "calibrate": Verb("try the engine model on a real log", "lodestar_fast.sim.calibrate"),

@@ -19,7 +19,8 @@ from rich.console import Console
 from lodestar_fast.clock import MonotonicClock
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.loadgen import find_model, replay
-from lodestar_fast.sim.workload import Trace, read_trace
+from lodestar_fast.sim.logged import read_any
+from lodestar_fast.sim.workload import Trace
 from lodestar_fast.summary import Record, document, run_summary, write_json
 from lodestar_fast.terminal import ReplayProgress, say, say_trouble, summary_table
 
@@ -51,7 +52,8 @@ def add_workload_arguments(
         required=trace is None,
         default=trace,
         metavar="F",
-        help="trace file: JSON lines, gzip or plain, in the format of lodestar_fast/data/README.md"
+        help="trace file: JSON lines, gzip or plain, in the format of lodestar_fast/data/README.md; "
+        "or a log of decisions (serve --decision-log), a file or the folder"
         + (f" [{Path(trace).name}]" if trace else ""),
     )
     rate, seconds = defaults.get("rate", "its own times"), defaults.get("seconds", "all of it")
@@ -96,7 +98,7 @@ def workload(args: argparse.Namespace) -> Trace:
 
     A trace too short for --rate and --seconds is repeated, each time with other prefixes.
     """
-    trace = read_trace(args.trace)
+    trace = read_any(args.trace)
     trace = trace.rescaled(args.block_tokens, args.max_input, args.output_scale)
     if args.rate and args.seconds:
         # A Poisson process of n arrivals on average has, but once in millions, fewer than this.

@@ -195,7 +195,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
 
 def test_shared_prefixes_have_equal_numbers_and_no_prompt_is_written(tmp_path: Path) -> None:
     router, writer = router_with(), writer_to(tmp_path)
-    shared, block = b"the secret plan " * 64, 8 * BLOCK  # two prefix blocks
+    shared, block = b"the secret plan " * 32, 4 * BLOCK  # two prefix blocks
     for tail in (b"first  ", b"second "):
         writer.take(decide(router, 1, shared + tail * 160))
     writer.close()

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"errors"},
     "features": {"core"},
     "learner": {"features", "config", "errors"},
-    "sim": {"core", "features", "learner", "config", "clock", "errors"},
+    "sim": {"core", "features", "learner", "config", "clock", "errors", "decisions"},
     "decisions": {"core", "features", "errors"},
     "proxy": {"core", "learner:protocol", "governor", "history", "decisions"} | LEAVES,
     "watchdog": {"core"},

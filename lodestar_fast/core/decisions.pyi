@@ -36,7 +36,7 @@ class Batch:
         """
     def serials(self) -> list[int]: ...
     def marks(self, i: int) -> list[int]:
-        """Hashes of a prompt's prefixes, 8 blocks apart; empty if the router keeps none."""
+        """Hashes of a prompt's prefixes, 4 blocks apart; empty if the router keeps none."""
     def outcome(self, i: int) -> dict[str, Any] | None:
         """What had become of it when it was copied: event (lower-case name), status, ttft, e2e
         (seconds), prompt_tokens, cached_tokens, output_tokens; None where not known."""

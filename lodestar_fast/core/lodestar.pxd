@@ -74,6 +74,8 @@ cdef extern from "lodestar.h" nogil:
     struct ls_ring:
         uint32_t length
 
+    void ls_ring_init(ls_ring *ring, float *memory, uint32_t capacity) noexcept
+    void ls_ring_push(ls_ring *ring, double value) noexcept
     double ls_ring_mean(const ls_ring *ring) noexcept
     double ls_ring_get(const ls_ring *ring, uint32_t newest) noexcept
 
@@ -173,6 +175,7 @@ cdef extern from "lodestar.h" nogil:
         uint64_t *hashes
         uint32_t *hits
         uint8_t *avoid
+        float *ring_memory
         void *records  # record.pxd
 
     ls_router *ls_router_new(const ls_config *config) noexcept

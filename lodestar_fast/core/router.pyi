@@ -45,7 +45,7 @@ class Router(RouterView):
     Raises ValueError naming the argument that is out of range, MemoryError. seed: of the policies'
     random numbers. key: 64 secret bytes under which prompts are hashed, so that clients
     cannot make prompts that collide; None: from the seed, which is for tests and simulations.
-    decisions: how many of the last ones are kept as they were made, 2.5 KB each (3.5 with
+    decisions: how many of the last ones are kept as they were made, 2.5 KB each (4.5 with
     prefix_marks: the prompts' prefixes, hashed, for a log that can be replayed).
 
     A policy that raises, picks no candidate or gives no reason is overruled: fewest requests in

@@ -119,7 +119,7 @@ def table(decisions: list[Decision]) -> list[str]:
                 d["why"],
             )
         )
-    return _aligned(rows, right={4, 5})
+    return aligned(rows, right={4, 5})
 
 
 def explain(d: Decision) -> list[str]:
@@ -130,7 +130,7 @@ def explain(d: Decision) -> list[str]:
     if d["tries"] > 1:
         asked.append(f"try {d['tries']}")
     lines = [", ".join(part for part in asked if part), "", d["why"], ""]
-    lines += _aligned(_candidates(d), right=set(range(2, 9)))
+    lines += aligned(_candidates(d), right=set(range(2, 9)))
     if d["candidates_total"] > len(d["candidates"]):
         lines.append(f"... and {d['candidates_total'] - len(d['candidates'])} others")
     lines += ["", *_differences(d), *_who(d), _what_became(d)]
@@ -218,7 +218,8 @@ def _ms(ms: float | None) -> str:
     return "-" if ms is None else milliseconds(ms / 1e3)
 
 
-def _aligned(rows: list[tuple[str, ...]], right: set[int]) -> list[str]:
+def aligned(rows: list[tuple[str, ...]], right: set[int]) -> list[str]:
+    """Rows of texts as columns; right: those that end at the same place."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return [
         "  ".join(

@@ -99,6 +99,7 @@ class Writer:
             "schema": SCHEMA,
             "lodestar": version,
             "features": [[name, unit] for name, unit, _, _ in FEATURES],
+            "since": since,
             "fallback": fallback,
             "prefix_bytes": MARK_BLOCKS * block_bytes,
         }

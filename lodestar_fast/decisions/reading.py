@@ -51,10 +51,9 @@ def read_meta(line: bytes, where: str) -> dict[str, Any]:
 
 
 def rows_of(data: bytes, where: str) -> Iterator[Row]:
-    """The decisions of one file; a last line that was cut off is left out. Raises ConfigError."""
-    head, _, rest = data.partition(b"\n")
-    read_meta(head, where)
-    lines = rest.split(b"\n")
+    """The decisions of one file, whose first line is not looked at; a last line that was cut off is
+    left out. Raises ConfigError."""
+    lines = data.partition(b"\n")[2].split(b"\n")
     whole = lines.pop() == b""  # the file ends with a line's end
     for number, line in enumerate(lines, 2):
         try:
@@ -66,12 +65,18 @@ def rows_of(data: bytes, where: str) -> Iterator[Row]:
         yield row
 
 
-def read_log(paths: Iterable[str]) -> Iterator[Row]:
-    """The decisions of all files, file by file. Raises ConfigError."""
+def read_files(paths: Iterable[str]) -> Iterator[tuple[dict[str, Any], list[Row]]]:
+    """The first line and the decisions of each file. Raises ConfigError."""
     for path in log_files(paths):
         try:
             data = path.read_bytes()
         except OSError as e:
             raise ConfigError(f"{path}: {e.strerror}") from None
-        if data:
-            yield from rows_of(data, str(path))
+        if data:  # a process may have been killed before it wrote anything
+            yield read_meta(data.partition(b"\n")[0], str(path)), list(rows_of(data, str(path)))
+
+
+def read_log(paths: Iterable[str]) -> Iterator[Row]:
+    """The decisions of all files, file by file. Raises ConfigError."""
+    for _, rows in read_files(paths):
+        yield from rows

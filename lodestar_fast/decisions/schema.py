@@ -18,7 +18,8 @@
                            odds: the probability of being chosen, null: not known;
                            outside: of the range of training; x: the features in natural units
     h                      (log only) prefix blocks as a trace has them: id, length, ...; a block
-                           is meta.prefix_bytes long, the first 128 are told
+                           is meta.prefix_bytes long, the first 256 are told; numbers are of one
+                           process, which meta.since tells
     outcome                null until known: event (core.Event in lower case), status (HTTP),
                            ttft, e2e, prompt_tokens, cached_tokens, output_tokens
 
@@ -30,7 +31,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 SCHEMA: Final = 1
-MARK_BLOCKS: Final = 8  # LS_MARK_BLOCKS in csrc/record.h: router blocks to a prefix block of `h`
+MARK_BLOCKS: Final = 4  # LS_MARK_BLOCKS in csrc/record.h: router blocks to a prefix block of `h`
 KIND: Final = "decisions"
 
 Row = dict[str, Any]

@@ -75,6 +75,7 @@ class Simulation:
     nothing. governor: ticks in place of policy and learner. watcher: told of each request.
     round_seconds: what a round of the learner takes. source: in place of jobs, which are then
     those that came, in order.
+    decisions: how many the router keeps (router.decisions).
     """
 
     def __init__(
@@ -96,13 +97,16 @@ class Simulation:
         watcher: Watching | None = None,
         round_seconds: float = ROUND_SECONDS,
         source: Source | None = None,
+        decisions: int = 0,
     ) -> None:
         self.clock = VirtualClock()
         slots = most_engines(len(specs))
         self.jobs = jobs if source is None else []
         self._source = source
         self.delay = delay
-        self.router = Router(policy, seed=seed, max_instances=slots)
+        self.router = Router(
+            policy, seed=seed, max_instances=slots, decisions=decisions, prefix_marks=decisions > 0
+        )
         self.learner = Later(learner, self.clock, round_seconds) if learner else None
         self.governor = governor
         self.engines: list[Engine] = []

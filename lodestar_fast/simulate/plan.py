@@ -23,11 +23,12 @@ from lodestar_fast.sim.faults import Call, read_events, read_faults
 from lodestar_fast.sim.gpus import MODEL, EngineSpec, parse_fleet
 from lodestar_fast.sim.jobs import Job, Outcome, make_jobs
 from lodestar_fast.sim.later import ROUND_SECONDS
+from lodestar_fast.sim.logged import read_any
 from lodestar_fast.sim.oracle import Oracle, Regret
 from lodestar_fast.sim.references import AltruisticOracle, StaleOracle
 from lodestar_fast.sim.run import MOST_SLOTS, Simulation
 from lodestar_fast.sim.sessions import Sessions
-from lodestar_fast.sim.workload import Trace, read_trace
+from lodestar_fast.sim.workload import Trace
 from lodestar_fast.summary import Record
 
 TRACE = str(files("lodestar_fast") / "data" / "mooncake_conversation.jsonl.gz")
@@ -115,7 +116,7 @@ def ever(plan: Plan, specs: Sequence[EngineSpec]) -> list[EngineSpec]:
 def _trace(
     path: str, block_tokens: int, max_input: int, output_scale: float, sessions: bool
 ) -> Trace:
-    trace = read_trace(path, sessions).rescaled(block_tokens, max_input, output_scale)
+    trace = read_any(path, sessions).rescaled(block_tokens, max_input, output_scale)
     if not trace.requests:
         raise ConfigError(f"--max-input: no request of {path} is left")
     return trace
