@@ -25,6 +25,8 @@
       "prompt tokens that the instance is not believed to hold in its cache")                      \
     F(hit_ratio,           "ratio",    1.0,        v->hit / v->prompt,                             \
       "believed cached share of the prompt")                                                       \
+    F(hit_age_seconds,     "seconds",  1.0,        v->speed * v->hit * v->hit_age,                 \
+      "time to compute the hit after all, times its age: 0 just used, 1 the next to be evicted")   \
     F(own_seconds,         "seconds",  1.0,        v->speed * v->own,                              \
       "time to compute the own tokens at the instance's learned speed")                            \
     F(queue_seconds,       "seconds",  1.0,        v->speed * v->queued,                           \

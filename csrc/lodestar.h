@@ -23,6 +23,7 @@
 #include <stdint.h>
 
 #include "features.h"
+#include "index.h"
 #include "model.h"
 
 enum ls_error {
@@ -34,6 +35,7 @@ enum ls_error {
     LS_ESIZE = -6,      /* layer sizes or length do not fit */
     LS_EVALUE = -7,     /* a number in it is not finite, or bounds are crossed */
     LS_EINVARIANT = -8, /* ours: a state that cannot be */
+    LS_ENOMEM = -9,
 };
 
 /* Caps, each with its reason. */
@@ -71,90 +73,6 @@ uint32_t ls_hash_blocks(const struct ls_key *key, const void *seed, size_t seed_
                         uint32_t max);
 /* Uniform in [0, 1); advances state (splitmix64). */
 double ls_random(uint64_t *state);
-
-/* ---- radix.c: who holds which prefix ------------------------------------------------------------
- *
- * A radix tree over block hashes. As a block's hash names its whole prefix, the tree needs no
- * pointers between nodes: a node is a run of at most LS_RUN consecutive hashes, found in one hash
- * table by the first of them. A walk is: look up, compare the run, look up the hash where it ended.
- *
- *   three prompts          nodes (runs)                table
- *   a b c d e f            (a b c d e f)               a -> node 1
- *   a b c x y              (x y)                       x -> node 2
- *   a b c x y z w          extends it: (x y z w)
- *
- * A run is never split: a prompt that leaves a run in its middle goes on in a node of its own, and
- * the run's rest stays where it is. A hash lies in at most one run, since a run or node is only
- * begun or extended with hashes whose look-up failed, and what follows an unknown hash is unknown.
- *
- * A *holding* says that an instance holds the first `held` blocks of a run. Holdings are in two
- * lists: of their node, and of their instance by recency. Nodes are in one list by recency. An
- * insert puts the path's root first and each next node behind it, so what is newer than a node
- * includes its ancestors, and the old end is always a leaf. Hence the invariant:
- *
- *      who holds anything of a node holds the way to it from the root.
- *
- * Memory is a hard budget: two pools and the table are carved out of it once. When a pool is empty
- * the node at the old end goes, with all who hold it: bounded work, at most one node per node made.
- */
-#define LS_RUN 16 /* 1 KiB of prompt at 64-byte blocks; a node fills two or three cache lines */
-
-struct ls_index;
-
-struct ls_index_stats {
-    size_t budget_bytes; /* tables and pools together, never more than asked for */
-    size_t used_bytes;   /* of nodes and holdings in use, and the table */
-    uint32_t nodes, holdings, max_nodes, max_holdings;
-    uint64_t evictions; /* blocks given up for want of room */
-};
-
-#define LS_INDEX_MIN_BYTES 4096
-struct ls_index *ls_index_new(size_t budget_bytes, uint32_t max_instances);
-void ls_index_free(struct ls_index *ix);
-
-/* For each holder of a prefix, hits[slot] = blocks of it held; other entries are left alone (pass
- * zeros). Returns the longest known prefix in blocks. Changes nothing. */
-uint32_t ls_index_match(const struct ls_index *ix, const uint64_t *hashes, uint32_t n,
-                        uint32_t *hits);
-
-/* slot now holds these blocks; they become its most recent. capacity in blocks, 0 = no limit of its
- * own: the oldest blocks beyond it are given up. If the path alone exceeds the budget or the
- * capacity, its far end is not entered. */
-void ls_index_insert(struct ls_index *ix, uint32_t slot, const uint64_t *hashes, uint32_t n,
-                     uint64_t capacity);
-
-/* Where an insert went, so that it can be taken back without the prompt. */
-struct ls_path {
-    uint64_t tail;   /* first hash of its last node: tells whether that node is still the same */
-    uint32_t node;   /* 0: the path is empty */
-    uint32_t blocks; /* entered */
-    uint32_t stamp;  /* of the insert; stamps count inserts, and turn after 2^32 */
-    uint32_t before; /* stamp that the oldest part of it had which slot already held; 0: none */
-    uint64_t turned; /* blocks that the slot had ever been given by then */
-};
-struct ls_path ls_index_path(const struct ls_index *ix); /* of the last insert */
-void ls_index_forget(struct ls_index *ix, uint32_t slot);
-uint64_t ls_index_blocks(const struct ls_index *ix, uint32_t slot); /* held by slot */
-void ls_index_stats(const struct ls_index *ix, struct ls_index_stats *out);
-int ls_index_check(const struct ls_index *ix); /* slow: every link; 0 or LS_EINVARIANT */
-
-/* ---- truth.c: corrections of the index ----------------------------------------------------------
- * The insert's request has ended, and its blocks may be given up. Until then they are the last to
- * go; and if the slot has moved on far since, they are now its most recent. capacity: as for the
- * insert. */
-void ls_index_release(struct ls_index *ix, uint32_t slot, const struct ls_path *path,
-                      uint64_t capacity);
-
-/* An answer of that many blocks takes room beside the prompts. */
-void ls_index_spend(struct ls_index *ix, uint32_t slot, uint64_t blocks, uint64_t capacity);
-
-/* The insert is taken back but for its first `keep` blocks, which were there before; what another
- * insert has used since stays. */
-void ls_index_withdraw(struct ls_index *ix, uint32_t slot, const struct ls_path *path,
-                       uint32_t keep);
-
-/* What was not used after the insert of that stamp is gone. */
-void ls_index_outlive(struct ls_index *ix, uint32_t slot, uint32_t stamp);
 
 /* ---- ring.c: the last few measurements ------------------------------------------------------- */
 struct ls_ring {
@@ -242,6 +160,7 @@ enum ls_event {
 /* What a row of features is computed from: one request on one instance, plain units. */
 struct ls_view {
     double prompt, own, hit; /* tokens; own = prompt - hit */
+    double hit_age;          /* 0: just used; 1: the next that the cache gives up */
     double speed;            /* seconds per uncached token */
     double queued;           /* uncached tokens dispatched before and not computed yet */
     double prefill, decode;  /* requests */
@@ -347,14 +266,15 @@ struct ls_router {
     uint32_t prompt_tokens, blocks, n;
     uint32_t known; /* blocks of the prompt that were seen before, on whatever instance */
     size_t prompt_bytes;
+    double blocks_per_token;
     int streaming;
     uint64_t session; /* the caller's name for whom the request belongs to, hashed; 0: none */
     float reference;  /* for the sample; a policy may set it, NaN before */
     struct ls_candidate *candidates;
     float *rows; /* n rows of LS_WIDTH */
     uint64_t *hashes;
-    uint32_t *hits; /* by slot */
-    uint8_t *avoid; /* by slot: set by the caller, cleared by prepare */
+    struct ls_hit *hits; /* by slot */
+    uint8_t *avoid;      /* by slot: set by the caller, cleared by prepare */
 
     struct ls_ticket *tickets; /* [0] is not used: a link of 0 is none */
     uint32_t free_ticket, fresh_ticket;
@@ -372,6 +292,8 @@ void ls_router_free(struct ls_router *r);
 int ls_router_add(struct ls_router *r); /* a slot, or LS_EFULL */
 void ls_router_remove(struct ls_router *r, uint32_t slot);
 double ls_router_bytes_per_token(const struct ls_router *r);
+/* Blocks that an instance's cache holds; 0: not known. */
+uint64_t ls_router_capacity(const struct ls_router *r, const struct ls_instance *x);
 
 /* Fill candidates and rows. Returns n >= 1, or LS_ENONE. */
 int ls_router_prepare(struct ls_router *r, const struct ls_request *request, double now);

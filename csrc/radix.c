@@ -204,7 +204,7 @@ static uint32_t agree(const struct node *node, const uint64_t *hashes, uint32_t 
 /* The holders of the deepest known node hold the whole way, so from there back to the root only
  * nodes with more holders have something to add: the lists are read where they grow. */
 uint32_t ls_index_match(const struct ls_index *ix, const uint64_t *hashes, uint32_t n,
-                        uint32_t *hits) {
+                        struct ls_hit *hits) {
     uint32_t known = 0, deepest = NIL, root = NIL, counted = 0;
     for (uint32_t id; known < n && (id = find(ix, hashes[known])) != NIL; deepest = id) {
         if (root == NIL) root = id;
@@ -215,9 +215,10 @@ uint32_t ls_index_match(const struct ls_index *ix, const uint64_t *hashes, uint3
         const struct node *node = &ix->nodes[id];
         for (uint32_t h = node->sharers > counted ? node->holders : NIL; h != NIL;
              h = ix->holdings[h].next) {
-            uint32_t reach = node->start + ix->holdings[h].held, *hit;
-            hit = &hits[ix->holdings[h].slot];
-            if (*hit == 0) *hit = reach < end ? reach : end;
+            const struct holding *holding = &ix->holdings[h];
+            struct ls_hit *hit = &hits[holding->slot];
+            uint32_t reach = node->start + holding->held;
+            if (hit->blocks == 0) *hit = (struct ls_hit){reach < end ? reach : end, holding->stamp};
         }
         counted = node->sharers;
         end = node->start;
@@ -247,6 +248,8 @@ void ls_index_insert(struct ls_index *ix, uint32_t slot, const uint64_t *hashes,
             ix->path.blocks = pos + same;
             continue;
         }
+        /* Two ways to one hash: cannot be, unless a snapshot was made up. */
+        if (id != NIL && (ix->nodes[id].parent != last || ix->nodes[id].start != pos)) break;
         if (id != NIL) {
             node_unlink(ix, id);
             node_link(ix, id, last);
@@ -295,6 +298,15 @@ struct ls_path ls_index_path(const struct ls_index *ix) {
 
 void ls_index_forget(struct ls_index *ix, uint32_t slot) {
     while (ix->shelves[slot].oldest != NIL) ls_holding_drop(ix, ix->shelves[slot].oldest);
+}
+
+/* Where its stamp stands between now and the oldest on the shelf, times how full the shelf is. */
+double ls_index_age(const struct ls_index *ix, uint32_t slot, uint32_t stamp, double capacity) {
+    const struct shelf *shelf = &ix->shelves[slot];
+    if (!(capacity > 0) || stamp == ix->path.stamp) return 0;
+    double since = ix->path.stamp - stamp;
+    double oldest = ix->path.stamp - ix->holdings[shelf->oldest].stamp;
+    return ls_min(1, since * (double)shelf->blocks / (ls_max(oldest, since) * capacity));
 }
 
 uint64_t ls_index_blocks(const struct ls_index *ix, uint32_t slot) {

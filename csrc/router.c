@@ -132,12 +132,18 @@ static void fill_row(const struct ls_view *v, float *row) {
 #undef FILL_ROW
 }
 
+static double hit_age(const struct ls_router *r, const struct ls_instance *x, uint32_t slot) {
+    double tokens = x->learned_tokens > 0 ? x->learned_tokens : (double)x->kv_tokens;
+    return ls_index_age(r->index, slot, r->hits[slot].stamp, tokens * r->blocks_per_token);
+}
+
 static void fill_candidate(struct ls_router *r, uint32_t slot, struct ls_candidate *c, float *row) {
     const struct ls_instance *x = &r->instances[slot];
     double prompt = r->prompt_tokens, capacity = (double)x->kv_tokens;
     uint32_t hit = 0;
-    if (r->hits[slot] > 0) {
-        double share = (double)r->hits[slot] * r->config.block_bytes / (double)r->prompt_bytes;
+    if (r->hits[slot].blocks > 0) {
+        double share =
+            (double)r->hits[slot].blocks * r->config.block_bytes / (double)r->prompt_bytes;
         hit = (uint32_t)(share * prompt + 1e-6);
         if (hit >= r->prompt_tokens) hit = r->prompt_tokens - 1; /* engines compute one at least */
     }
@@ -146,6 +152,7 @@ static void fill_candidate(struct ls_router *r, uint32_t slot, struct ls_candida
         .prompt = prompt,
         .own = prompt - hit,
         .hit = hit,
+        .hit_age = hit ? hit_age(r, x, slot) : 0,
         .speed = x->speed.shrunk,
         .queued = queued_tokens(r, x),
         .prefill = (double)x->prefill_requests,
@@ -162,7 +169,7 @@ static void fill_candidate(struct ls_router *r, uint32_t slot, struct ls_candida
     fill_row(&v, row);
     *c = (struct ls_candidate){
         .slot = slot,
-        .hit_blocks = r->hits[slot],
+        .hit_blocks = r->hits[slot].blocks,
         .hit_tokens = hit,
         .waiting = (uint32_t)x->prefill_requests,
         .inflight = (uint32_t)(x->prefill_requests + x->decode_requests),
@@ -188,8 +195,9 @@ int ls_router_prepare(struct ls_router *r, const struct ls_request *request, dou
     r->reference = NAN;
     r->streaming = request->streaming;
     r->prompt_bytes = request->prompt_bytes;
-    double tokens = request->prompt_tokens;
-    if (tokens < 1) tokens = (double)request->prompt_bytes / ls_router_bytes_per_token(r);
+    double tokens = request->prompt_tokens, bytes_per_token = ls_router_bytes_per_token(r);
+    if (tokens < 1) tokens = (double)request->prompt_bytes / bytes_per_token;
+    r->blocks_per_token = bytes_per_token / r->config.block_bytes;
     r->prompt_tokens = (uint32_t)ls_max(1, ls_min(tokens + 0.5, LS_TOKENS_MAX));
     r->blocks =
         ls_hash_blocks(&r->key, request->seed, request->seed_bytes, request->prompt,

@@ -76,8 +76,7 @@ void ls_router_ripen(struct ls_router *r, uint32_t slot) {
     }
 }
 
-/* Blocks that an instance's cache holds; 0: not known. */
-static uint64_t capacity_of(const struct ls_router *r, const struct ls_instance *x) {
+uint64_t ls_router_capacity(const struct ls_router *r, const struct ls_instance *x) {
     double tokens = x->learned_tokens > 0 ? x->learned_tokens : (double)x->kv_tokens;
     return (uint64_t)ceil(tokens * ls_router_bytes_per_token(r) / r->config.block_bytes);
 }
@@ -85,7 +84,7 @@ static uint64_t capacity_of(const struct ls_router *r, const struct ls_instance 
 /* The prompt's blocks are entered for the instance, behind what its answers took meanwhile. */
 static void remember(struct ls_router *r, struct ls_instance *x, uint32_t slot) {
     double per_token = ls_router_bytes_per_token(r) / r->config.block_bytes; /* blocks */
-    uint64_t capacity = capacity_of(r, x);
+    uint64_t capacity = ls_router_capacity(r, x);
     if (capacity > 0) {
         uint64_t answered = (uint64_t)(x->unplaced * per_token);
         ls_index_spend(r->index, slot, answered, capacity);
@@ -319,7 +318,7 @@ static int finish(struct ls_router *r, uint32_t id, enum ls_event event, double 
     }
     int never = t->state == LS_PREFILL && (event == LS_FAILED || event == LS_ABANDONED);
     if (x && never) ls_index_withdraw(r->index, t->slot, &t->path, t->hit_blocks);
-    ls_index_release(r->index, t->slot, &t->path, x ? capacity_of(r, x) : 0);
+    ls_index_release(r->index, t->slot, &t->path, x ? ls_router_capacity(r, x) : 0);
     if (x) x->finals[event]++;
     if (t->record) ls_record_observe(r, t, event, now);
     add_sample(r, t, event, ttft, (float)e2e, tpot);

@@ -37,7 +37,9 @@ class ServeConfig(_Section, frozen=True):
     port: Annotated[Port, _doc("data port; 0 picks a free one")] = 30000
     admin_host: Annotated[str, _doc("address of the admin port")] = "127.0.0.1"
     admin_port: Annotated[Port, _doc("admin port: /metrics, /workers, /admin")] = 29000
-    state_dir: Annotated[str, _doc("folder for checkpoints; empty: nothing is written")] = ""
+    state_dir: Annotated[
+        str, _doc("folder for the model and the prefix index; empty: nothing is written")
+    ] = ""
     api_key_file: Annotated[str, _doc("one client key a line; empty: the data port is open")] = ""
     forward_client_key: Annotated[
         bool, _doc("pass a client's Authorization on to engines though api_key_file is set")

@@ -39,23 +39,27 @@ static uint32_t random_prompt(uint64_t *hashes, uint32_t *path) {
 }
 
 static uint32_t hit(const struct ls_index *ix, uint32_t slot, const uint64_t *hashes, uint32_t n) {
-    uint32_t hits[SLOTS] = {0};
+    struct ls_hit hits[SLOTS] = {0};
     ls_index_match(ix, hashes, n, hits);
-    return hits[slot];
+    double age = ls_index_age(ix, slot, hits[slot].stamp, hits[slot].blocks ? 100 : 0);
+    CHECK(age >= 0 && age <= 1);
+    return hits[slot].blocks;
 }
 
 static void check_match(const struct ls_index *ix, int exact) {
     uint64_t hashes[DEPTH];
-    uint32_t path[DEPTH], hits[SLOTS] = {0}, fewer[SLOTS] = {0}, n = random_prompt(hashes, path);
+    uint32_t path[DEPTH], n = random_prompt(hashes, path);
+    struct ls_hit hits[SLOTS] = {0}, fewer[SLOTS] = {0};
     uint32_t longest = ls_index_match(ix, hashes, n, hits), shorter = below(n + 1);
     ls_index_match(ix, hashes, shorter, fewer);
     for (uint32_t slot = 0; slot < SLOTS; slot++) {
         uint32_t expected = 0;
         while (expected < n && held[slot][path[expected]]) expected++;
-        CHECK(exact ? hits[slot] == expected : hits[slot] <= expected);
-        CHECK(hits[slot] <= longest);
+        CHECK(exact ? hits[slot].blocks == expected : hits[slot].blocks <= expected);
+        CHECK(hits[slot].blocks <= longest);
         /* Who holds a prefix holds each shorter one. */
-        CHECK(fewer[slot] == (hits[slot] < shorter ? hits[slot] : shorter));
+        uint32_t blocks = hits[slot].blocks;
+        CHECK(fewer[slot].blocks == (blocks < shorter ? blocks : shorter));
     }
 }
 
@@ -127,6 +131,84 @@ static void forget(struct ls_index *ix, uint32_t slot) {
     CHECK(ls_index_blocks(ix, slot) == 0);
 }
 
+/* ---- Snapshots ------------------------------------------------------------------------------- */
+
+static uint8_t bytes[8 << 20];
+
+/* moving: the index goes on while it is written. */
+static size_t take_snapshot(struct ls_index *ix, int moving, uint64_t capacity) {
+    struct ls_snapshot at = ls_snapshot_begin(ix);
+    size_t size = 0;
+    while (at.node != 0) {
+        size_t room = LS_SNAPSHOT_ROOM + below(LS_SNAPSHOT_ROOM);
+        CHECK(size + room <= sizeof bytes);
+        size += ls_snapshot_slice(ix, &at, bytes + size, room);
+        for (uint32_t i = moving ? below(4) : 0; i > 0; i--) insert(ix, below(SLOTS), capacity);
+    }
+    return size;
+}
+
+/* Restores exactly `size` bytes, so that reading past the end is seen; NULL if they are refused. */
+static struct ls_index *restore(size_t budget, size_t size, int32_t *slots, uint64_t capacity) {
+    static uint64_t capacities[LS_MAX_INSTANCES];
+    for (uint32_t i = 0; i < LS_MAX_INSTANCES; i++) capacities[i] = capacity;
+    frozen = 0;
+    uint8_t *exact = malloc(size + 1);
+    CHECK(exact != NULL);
+    memcpy(exact, bytes, size);
+    struct ls_restore *rs = NULL;
+    int error = ls_restore_new(exact, size, &rs);
+    struct ls_index *ix = error ? NULL : ls_index_new(budget, SLOTS);
+    CHECK(error == (ix ? 0 : LS_EVALUE));
+    frozen = 1;
+    uint32_t blocks = 1 + below(500);
+    while (ix && ls_restore_step(rs, ix, slots, capacities, blocks) > 0)
+        if (below(40) == 0) CHECK(ls_index_check(ix) == 0);
+    frozen = 0;
+    ls_restore_free(rs);
+    free(exact);
+    frozen = 1;
+    CHECK(ix == NULL || ls_index_check(ix) == 0);
+    return ix;
+}
+
+static void discard(struct ls_index *ix) {
+    frozen = 0;
+    ls_index_free(ix);
+    frozen = 1;
+}
+
+static void fuzz_snapshot(struct ls_index *ix, size_t budget, uint64_t capacity, int exact) {
+    uint64_t hashes[DEPTH];
+    uint32_t path[DEPTH];
+    int32_t slots[LS_MAX_INSTANCES];
+    for (int32_t i = 0; i < LS_MAX_INSTANCES; i++) slots[i] = i < SLOTS && below(6) ? i : -1;
+    size_t size = take_snapshot(ix, !exact, capacity);
+    struct ls_index *again = restore(budget, size, slots, capacity);
+    CHECK(again != NULL);
+    for (uint32_t round = 0; round < 50; round++) {
+        uint32_t n = random_prompt(hashes, path);
+        for (uint32_t slot = 0; slot < SLOTS; slot++) {
+            uint32_t here = hit(ix, slot, hashes, n), there = hit(again, slot, hashes, n), ever = 0;
+            while (ever < n && held[slot][path[ever]]) ever++;
+            CHECK(there <= ever && (slots[slot] >= 0 || there == 0));
+            if (exact && slots[slot] >= 0) CHECK(there == here);
+        }
+    }
+    discard(again);
+    for (uint32_t round = 0; round < 6; round++) { /* what comes back of damaged bytes is sound */
+        for (uint32_t i = below(4); i > 0 && size > 0; i--) {
+            uint32_t at = below((uint32_t)size), from = below((uint32_t)size) & ~7u;
+            if (below(2))
+                bytes[at] ^= (uint8_t)(1u << below(8));
+            else if (size >= 8 && from + 8 <= size) /* a hash in another's place */
+                memmove(bytes + (at + 8 <= size ? at & ~7u : 0), bytes + from, 8);
+        }
+        again = restore(budget, below(3) ? size : below((uint32_t)size + 1), slots, capacity);
+        if (again) discard(again);
+    }
+}
+
 /* Ample: neither budget nor capacity bind, so the table and the index agree exactly. Else the index
  * holds less, never more. */
 static void fuzz_index(size_t budget, uint64_t capacity, int ample) {
@@ -153,6 +235,7 @@ static void fuzz_index(size_t budget, uint64_t capacity, int ample) {
         check_room(ix, budget, slot, capacity);
         check_match(ix, ample);
         if (step % 50 == 0) CHECK(ls_index_check(ix) == 0);
+        if (step % 1000 == 999) fuzz_snapshot(ix, budget, capacity, ample);
     }
     for (uint32_t slot = 0; slot < SLOTS; slot++) ls_index_forget(ix, slot);
     struct ls_index_stats stats;

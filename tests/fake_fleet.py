@@ -30,7 +30,7 @@ class FakeRouter:
         self.routable[slot] = routable
 
     def instance(self, slot: int) -> dict[str, int]:
-        return {"inflight": 0}
+        return {"inflight": 0, "prefix_blocks": 0}
 
     def forget_prefixes(self, slot: int) -> None:
         self.forgotten.append(slot)

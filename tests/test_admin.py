@@ -104,6 +104,9 @@ def test_workers_come_drain_and_go() -> None:
         assert status == 200 and one == listed["workers"][0] and one["inflight"] == 0
         status, drained = await port.ask(f"POST /workers/{added['id']}/drain")
         assert status == 200 and drained["draining"] and not drained["routable"]
+        status, known = await port.ask(f"POST /workers/{added['id']}/forget-prefixes")
+        assert status == 200 and known["prefix_blocks"] == 0
+        assert (await port.ask(f"GET /workers/{added['id']}/forget-prefixes"))[0] == 405
         status, removed = await port.ask(f"DELETE /workers/{added['id']}")
         assert status == 200 and removed["id"] == added["id"]
         assert (await port.ask("GET /workers"))[1] == {"workers": []}

@@ -84,6 +84,6 @@ def test_library_builds_alone_without_a_warning(tmp_path: Path) -> None:
 def test_nothing_but_creation_allocates() -> None:
     """Allocation stands in the functions that make and free; csrc_fuzz.c checks it at run time."""
     for path in CSRC.glob("*.c"):
-        if path.name not in ("router.c", "radix.c", "record.c"):
+        if path.name not in ("router.c", "radix.c", "record.c", "snapshot.c"):
             text = path.read_text()
             assert "alloc(" not in text and "stdlib.h" not in text, path.name

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from lodestar_fast.clock import MonotonicClock
 from lodestar_fast.config import FleetConfig
 from lodestar_fast.proxy import scrape
-from lodestar_fast.proxy.scrape import Load, Reader, capacity, load, recognise
+from lodestar_fast.proxy.instance import Instance
+from lodestar_fast.proxy.scrape import Load, Reader, capacity, load, recognise, started
 from tests.tiny_engine import TinyEngine, page
 
 DATA = Path(__file__).parent / "data"
@@ -45,8 +46,8 @@ class FakeRouter:
 
 def reader() -> tuple[Reader, FakeRouter]:
     router = FakeRouter()
-    instance = SimpleNamespace(slot=3, id="i", reports=0)
-    return Reader(SimpleNamespace(router=router), instance), router  # type: ignore[arg-type]
+    fleet: Any = SimpleNamespace(router=router)
+    return Reader(fleet, Instance(fleet, 3, "http://e:1", "e", 1)), router
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,19 @@ def test_a_restarted_engine_has_an_empty_cache() -> None:
     assert router.forgotten == [3]
 
 
+def test_a_new_process_is_known_by_its_start() -> None:
+    read, router = reader()
+    text = captured("vllm-0.32.0")
+    assert started(b"\n" + text) == 1795468968.29
+    assert started(b"\nprocess_start_time_seconds x\nprocess_start_time_seconds NaN\n") == 0
+    read.take(text, 0.0)
+    busier = text.replace(b'prompt_tokens_total{engine="0",', b'prompt_tokens_total{engine="1",')
+    read.take(busier.replace(b"1.79546896829e+09", b"1.79546897e+09"), 0.1)
+    assert router.forgotten == [3]
+    read.take(text.replace(b"process_start_time", b"other"), 0.2)  # not told: not restarted
+    assert router.forgotten == [3]
+
+
 def test_another_engine_at_the_same_address() -> None:
     read, router = reader()
     assert read.take(captured("sglang"), 0.0)
@@ -168,9 +182,11 @@ def test_any_bytes_are_survived(noise: bytes, at: int) -> None:
 def watched(engine: TinyEngine) -> tuple[asyncio.Task[None], FakeRouter]:
     router = FakeRouter()
     config = FleetConfig(scrape_interval=0.001)
-    fleet = SimpleNamespace(router=router, now=MonotonicClock().now, config=config, engine_key=None)
-    instance = SimpleNamespace(slot=0, id="i", host="127.0.0.1", port=engine.port, reports=0)
-    task = asyncio.ensure_future(scrape.watch(fleet, instance))  # type: ignore[arg-type]
+    fleet: Any = SimpleNamespace(
+        router=router, now=MonotonicClock().now, config=config, engine_key=None
+    )
+    instance = Instance(fleet, 0, engine.url, "127.0.0.1", engine.port)
+    task = asyncio.ensure_future(scrape.watch(fleet, instance))
     return task, router
 
 

@@ -1,7 +1,7 @@
 # The part of csrc/lodestar.h that Cython uses; that header is the manual.
 # Only the modules of core/ may cimport from here.
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "<stdlib.h>" nogil:  # C11, not in libc.stdlib
@@ -65,11 +65,31 @@ cdef extern from "lodestar.h" nogil:
         uint32_t nodes, holdings, max_nodes, max_holdings
         uint64_t evictions
 
+    struct ls_hit:
+        uint32_t blocks
+
     uint32_t ls_index_match(
-        const ls_index *ix, const uint64_t *hashes, uint32_t n, uint32_t *hits) noexcept
+        const ls_index *ix, const uint64_t *hashes, uint32_t n, ls_hit *hits) noexcept
     void ls_index_forget(ls_index *ix, uint32_t slot) noexcept
     uint64_t ls_index_blocks(const ls_index *ix, uint32_t slot) noexcept
     void ls_index_stats(const ls_index *ix, ls_index_stats_t *out) noexcept
+
+    struct ls_snapshot_t "ls_snapshot":
+        uint32_t node
+
+    enum: LS_SNAPSHOT_ROOM
+    ls_snapshot_t ls_snapshot_begin(const ls_index *ix) noexcept
+    size_t ls_snapshot_slice(
+        const ls_index *ix, ls_snapshot_t *at, uint8_t *out, size_t room) noexcept
+
+    struct ls_restore:
+        pass
+
+    int ls_restore_new(const void *records, size_t bytes, ls_restore **out) noexcept
+    void ls_restore_free(ls_restore *rs) noexcept
+    uint32_t ls_restore_step(
+        ls_restore *rs, ls_index *ix, const int32_t *slots, const uint64_t *capacities,
+        uint32_t blocks) noexcept
 
     struct ls_ring:
         uint32_t length
@@ -173,7 +193,7 @@ cdef extern from "lodestar.h" nogil:
         ls_candidate *candidates
         float *rows
         uint64_t *hashes
-        uint32_t *hits
+        ls_hit *hits
         uint8_t *avoid
         float *ring_memory
         void *records  # record.pxd
@@ -183,6 +203,7 @@ cdef extern from "lodestar.h" nogil:
     int ls_router_add(ls_router *r) noexcept
     void ls_router_remove(ls_router *r, uint32_t slot) noexcept
     double ls_router_bytes_per_token(const ls_router *r) noexcept
+    uint64_t ls_router_capacity(const ls_router *r, const ls_instance *x) noexcept
     int ls_router_prepare(ls_router *r, const ls_request *request, double now) noexcept
     uint64_t ls_router_prompt_key(const ls_router *r) noexcept
     int64_t ls_router_commit(

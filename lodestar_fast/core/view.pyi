@@ -34,6 +34,8 @@ class RouterView:
     def ring(self, slot: int, name: str) -> list[float]:
         """The values of a ring, newest first: "ttft", "prefill_rate" or "inter_token"."""
     def slots(self) -> list[int]: ...
+    def fingerprint(self) -> str:
+        """Tells whether two routers name prefixes alike: of the secret key and the block size."""
 
     # -- for tests and benches --
     def _hash(self, prompt: bytes, seed: bytes = b"") -> list[int]:

@@ -1,12 +1,12 @@
 """What can be read of a router: by metrics, by the admin port, by tests. Changes nothing."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from lodestar_fast.core.lodestar cimport (
     LS_ABANDONED, LS_BOUNDS, LS_DONE, LS_FAILED, LS_MAX_BLOCKS, LS_REASONS, LS_TIMEOUT,
-    ls_bounds, ls_hash_blocks, ls_hist, ls_index_blocks, ls_index_match, ls_index_stats,
+    ls_bounds, ls_hash_blocks, ls_hist, ls_hit, ls_index_blocks, ls_index_match, ls_index_stats,
     ls_index_stats_t, ls_ring, ls_ring_get, ls_ring_mean, ls_router_bytes_per_token,
     ls_router_check,
 )
@@ -15,6 +15,7 @@ from lodestar_fast.core.enums import Reason
 from lodestar_fast.errors import InvariantError
 
 cdef tuple REASONS = tuple(Reason)
+cdef const char *ZEROS = b"\0" * 16
 
 
 cdef class RouterView:
@@ -101,6 +102,11 @@ cdef class RouterView:
             ring = &x.prefill_rate if name == "prefill_rate" else &x.inter_token
         return [ls_ring_get(ring, i) for i in range(ring.length)]
 
+    def fingerprint(self):
+        cdef uint64_t key
+        ls_hash_blocks(&self.r.key, b"fingerprint", 11, ZEROS, 16, 16, &key, 1)
+        return f"{key:016x}-{self.r.config.block_bytes}"
+
     # -- for tests and benches --
 
     def _hash(self, bytes prompt not None, bytes seed not None=b""):
@@ -118,9 +124,12 @@ cdef class RouterView:
         """{slot: blocks of this prompt it is believed to hold}."""
         cdef uint32_t n = self.hash_into(prompt, seed)
         for _ in range(repeat):
-            memset(self.r.hits, 0, self.r.slots * sizeof(uint32_t))
+            memset(self.r.hits, 0, self.r.slots * sizeof(ls_hit))
             ls_index_match(self.r.index, self.r.hashes, n, self.r.hits)
-        return {slot: self.r.hits[slot] for slot in range(self.r.slots) if self.r.hits[slot]}
+        return {
+            slot: self.r.hits[slot].blocks
+            for slot in range(self.r.slots) if self.r.hits[slot].blocks
+        }
 
     cdef uint32_t hash_into(self, bytes prompt, bytes seed) noexcept:
         return ls_hash_blocks(

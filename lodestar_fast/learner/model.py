@@ -3,7 +3,7 @@
 The only module that needs torch at import. The network multiplies the physical model's prediction
 by a factor within [1/2, 2]:
 
-    TTFT = T(x) exp(clip(g(x), -ln 2, ln 2)),     g: 21 -> 24 -> 24 -> 1, ReLU
+    TTFT = T(x) exp(clip(g(x), -ln 2, ln 2)),     g: W -> 24 -> 24 -> 1, ReLU
 
 so it may refine an estimate and never replace it: with a bounded factor on a model that is monotone
 in the queue, an instance with a queue twice as long as another's cannot look better than it by

@@ -133,9 +133,12 @@ class Admin:
                 if method == b"DELETE":
                     self._remove(instance)
                 return 200, self._describe(instance, removed=method == b"DELETE")
-            if parts[2] == "drain":
+            if parts[2] in ("drain", "forget-prefixes"):
                 allow(method, b"POST")
-                self._fleet.drain(instance.id)
+                if parts[2] == "drain":
+                    self._fleet.drain(instance.id)
+                else:
+                    instance.forget()
                 return 200, self._describe(instance)
         found = model_routes.answer(self._model, method, parts, body)
         if found is not None:
@@ -171,7 +174,8 @@ class Admin:
             "ejections": instance.ejections,
         }
         if not removed:
-            about["inflight"] = self._fleet.router.instance(instance.slot)["inflight"]
+            live = self._fleet.router.instance(instance.slot)
+            about |= {"inflight": live["inflight"], "prefix_blocks": live["prefix_blocks"]}
         return about
 
 

@@ -70,6 +70,11 @@ class Instance:
         self.failures: dict[str, int] = {}  # since the start, by kind
         self.ejections = 0
         self.reports = 0  # load reports read
+        # What they say of its process: its start, seconds since 1970, 0 if it does not tell; and
+        # the prompt tokens it has ever had.
+        self.started = 0.0
+        self.prompted = 0.0
+        self.losses = 0  # of all it had cached, since it was added
         self._fleet = fleet
         self._trials = 0  # requests sent under an allowance that wait for their first token
         self._misses = 0  # checks failed in a row
@@ -194,7 +199,7 @@ class Instance:
             log.info("engine %s %s: answers", self.id, self.url)
         if self._refused:  # its process had gone, and its cache with it
             self._refused = False
-            self._fleet.router.forget_prefixes(self.slot)
+            self.forget()
         if self._ejected and now >= self._until:
             self._ejected = False
             self._strikes = 0
@@ -203,6 +208,31 @@ class Instance:
         elif not self._ejected and now >= self._until + self._calm():
             self._recurs = 0
 
+    # -- its cache --
+
+    def forget(self) -> None:
+        """It has lost all it had cached."""
+        self.losses += 1
+        self._fleet.router.forget_prefixes(self.slot)
+
+    def note_process(self, started: float, prompted: float | None) -> bool:
+        """What a page of its metrics says; if that is of a new process, its cache is lost."""
+        restarted = not _same_process((self.started, self.prompted), (started, prompted))
+        self.started = started or self.started
+        self.prompted = self.prompted if prompted is None else prompted
+        if restarted:
+            log.info("engine %s %s: restarted", self.id, self.url)
+            self.forget()
+        return restarted
+
+    def same_process(self, started: float, prompted: float) -> bool:
+        """Whether it is still the process that once said this. If it has said nothing yet it is
+        taken to be, and the first page decides."""
+        if self.reports:
+            return _same_process((started, prompted), (self.started, self.prompted))
+        self.started, self.prompted = started, prompted
+        return True
+
     def _calm(self) -> float:
         """Seconds after an ejection's hold that make it the past."""
         return float(self._fleet.config.eject_seconds * HOLD_GROWTH)
@@ -210,3 +240,10 @@ class Instance:
     def judge(self) -> bool:
         """Whether it is healthy, as the checks and the requests have it."""
         return self.answers and not self._ejected
+
+
+def _same_process(before: tuple[float, float], now: tuple[float, float | None]) -> bool:
+    """By its start, 0 if untold; else its prompt tokens, which can only grow, None if untold."""
+    if before[0] and now[0]:
+        return abs(before[0] - now[0]) < 1.0
+    return now[1] is None or now[1] >= before[1]

@@ -9,6 +9,7 @@ What does not parse, is not finite or is out of range counts as absent and never
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import re
@@ -125,6 +126,15 @@ def _total(page: bytes, name: bytes) -> float | None:
     return sum(values) if values else None
 
 
+def started(page: bytes) -> float:
+    """When the process began, seconds since 1970; 0 if untold."""
+    for line in lines(page, b"process_start_time_seconds").values():
+        with contextlib.suppress(ValueError):
+            value = float(line.rsplit(None, 1)[-1])
+            return value if math.isfinite(value) and value > 0 else 0.0
+    return 0.0
+
+
 def capacity(page: bytes, names: Names) -> tuple[int, bool]:
     """KV capacity in tokens over all ranks, 0 if untold, and whether prefixes are cached.
 
@@ -172,7 +182,6 @@ class Reader:
         self._names: Names | None = None
         self._configured = (0, True)
         self._pages_to_recheck = 0
-        self._prompted = 0.0
 
     def take(self, body: bytes, now: float) -> bool:
         """Tell the router what a page says. False if it holds no load we know how to read."""
@@ -186,12 +195,8 @@ class Reader:
             self._names = None  # another engine may have taken the address
             return False
         router, slot = self._fleet.router, self._instance.slot
-        if told.prompted is not None:
-            if told.prompted < self._prompted:
-                log.info("engine %s: restarted", self._instance.id)
-                router.forget_prefixes(slot)
-                self._pages_to_recheck = 0
-            self._prompted = told.prompted
+        if self._instance.note_process(started(page), told.prompted):
+            self._pages_to_recheck = 0
         self._pages_to_recheck -= 1
         if self._pages_to_recheck < 0 or not self._configured[0]:
             self._pages_to_recheck = _RECHECK

@@ -33,7 +33,7 @@ from lodestar_fast.errors import BlobError, ConfigError
 from lodestar_fast.governor import Governor
 from lodestar_fast.learner import Learner
 from lodestar_fast.metrics import Collector
-from lodestar_fast.proxy import admin, decisions, health, reload, scrape
+from lodestar_fast.proxy import admin, decisions, health, reload, scrape, snapshot
 from lodestar_fast.proxy.context import Context
 from lodestar_fast.proxy.discovery import watching
 from lodestar_fast.proxy.discovery.membership import STATIC, Membership
@@ -106,6 +106,7 @@ class Proxy:
         )
         self.overview = self.admin.overview = Overview(self)
         self._complained: dict[str, float] = {}
+        self.stopping = asyncio.Event()
         self.use(keys)
 
     def use(self, keys: Keys) -> None:
@@ -340,6 +341,11 @@ async def serve(
     gc.collect()
     gc.freeze()
     logging_decisions = asyncio.ensure_future(decisions.keep_logging(proxy))
+    keeping = None
+    if at.state_dir:
+        keeping = asyncio.ensure_future(
+            snapshot.keep(at.state_dir, proxy.fleet, proxy.stopping, proxy.complain)
+        )
     learning = None
     if governor is not None:
         try:
@@ -357,5 +363,8 @@ async def serve(
     watching.cancel()
     if learning is not None:
         learning.cancel()
+    proxy.stopping.set()
+    if keeping is not None:
+        await keeping
     await proxy.close()
     log.info("ended")
