@@ -13,7 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lodestar_fast.clock import VirtualClock
-from lodestar_fast.sim.engine_http import start
+from lodestar_fast.errors import ConfigError
+from lodestar_fast.sim.engine_http import Slowing, slowings, start
 from lodestar_fast.sim.gpus import spec
 from tests.engine_client import CHAT, HELLO, connected, dumps, engines, on_loop, until
 
@@ -262,3 +263,16 @@ async def test_metrics_have_vllms_names_and_follow_the_engine() -> None:
             assert after["time_to_first_token_seconds_bucket", "0.005"] == 0
             assert after["e2e_request_latency_seconds_count", ""] == 1
             assert after["cache_config_info", ""] == 1
+
+
+# engines that become slow
+
+
+def test_slow_options() -> None:
+    assert slowings(["1=3@60", "0=2.5"], 2) == [Slowing(1, 3.0, 60.0), Slowing(0, 2.5, 0.0)]
+
+
+@pytest.mark.parametrize("word", ["2=3@1", "1=0", "1=3@", "x=3", "1=-3", "1=1001"])
+def test_bad_slow_options_are_named(word: str) -> None:
+    with pytest.raises(ConfigError, match="--slow "):
+        slowings([word], 2)

@@ -6,6 +6,7 @@ import { colourOf } from "/page/reasons.js";
 
 const LIMIT = 12;
 let busy = false;
+let quietUntil = 0;
 let open = ""; // request id of the decision in full
 
 export function start() {
@@ -26,7 +27,7 @@ function hold(yes) {
 
 /** Fetch and show them, unless somebody is on the table: rows must not run away from the pointer. */
 export async function refresh() {
-  if (busy) return;
+  if (busy || performance.now() < quietUntil) return;
   const body = $("decisions").tBodies[0];
   try {
     const { decisions } = await ask(`/admin/decisions?limit=${LIMIT}`);
@@ -35,6 +36,7 @@ export async function refresh() {
     if (!decisions.length) body.append(message("none yet"));
   } catch (error) {
     if (error.status === 401) throw error;
+    if (error.status === 404) quietUntil = performance.now() + 30000; // none are kept (--decisions 0)
     body.replaceChildren(message(error.status ? error.message : "the router does not answer"));
   }
 }
