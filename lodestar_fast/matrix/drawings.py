@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,17 +24,17 @@ FINE = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
 MARKERS = "osD^"
 
 
-def _times_axis(axis: object, low: float, high: float) -> None:
+def _times_axis(axis: Any, low: float, high: float) -> None:
     """Ratios on a logarithmic scale, at numbers that people say."""
     ticks = [t for t in (FINE if high < 2.2 * low else TICKS) if low <= t <= high]
-    axis.set_major_locator(FixedLocator(ticks))  # type: ignore[attr-defined]
-    axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))  # type: ignore[attr-defined]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
 
 
 def ratios(found: Findings) -> str:
     """By cell, how many times faster than three rivals, with intervals."""
-    rivals = [r for r in (PREFIX, BEST, PUBLISHED, CLAIRVOYANT)]
+    rivals = (PREFIX, BEST, PUBLISHED, CLAIRVOYANT)
     cells = found.headline
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.0 + 0.42 * len(cells)), layout="constrained")
