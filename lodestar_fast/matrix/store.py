@@ -13,6 +13,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterable
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -52,8 +53,14 @@ def _files(folder: Path) -> list[Path]:
 
 
 def what_of(cell: Cell, rate: float, policy: str, seed: int) -> str:
-    """A hash of what a run is: its fleet, requests, events and policy."""
-    parts = (cell.fleet, cell.work, cell.seconds, cell.events, cell.changes, rate, policy, seed)
+    """A hash of what a run is: its fleet, requests, events and policy.
+
+    A field of Workload that is new and at its default leaves it as it was.
+    """
+    work = [
+        (f.name, v) for f in fields(cell.work) if (v := getattr(cell.work, f.name)) != f.default
+    ]
+    parts = (cell.fleet, work, cell.seconds, cell.events, cell.changes, rate, policy, seed)
     return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
 
 
