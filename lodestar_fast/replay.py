@@ -52,7 +52,7 @@ def add_workload_arguments(
         required=trace is None,
         default=trace,
         metavar="F",
-        help="trace file: JSON lines, gzip or plain, in the format of lodestar_fast/data/README.md; "
+        help="trace: JSON lines, gzip or plain, in the format of lodestar_fast/data/README.md, "
         "or a log of decisions (serve --decision-log), a file or the folder"
         + (f" [{Path(trace).name}]" if trace else ""),
     )

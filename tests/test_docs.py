@@ -43,10 +43,17 @@ def parser(verb: str) -> argparse.ArgumentParser:
     return made
 
 
-OPTIONS = {
-    verb: {option for action in parser(verb)._actions for option in action.option_strings}
-    for verb in cli.VERBS
-}
+def options(of: argparse.ArgumentParser) -> set[str]:
+    """Its options, and those of the verbs under it."""
+    found = set()
+    for action in of._actions:
+        found |= set(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            found |= {option for under in action.choices.values() for option in options(under)}
+    return found
+
+
+OPTIONS = {verb: options(parser(verb)) for verb in cli.VERBS}
 EVERY = set().union(*OPTIONS.values())
 
 

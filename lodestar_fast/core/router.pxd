@@ -12,6 +12,7 @@ cdef class Decision:
     cdef readonly int reason_code           # an ls_reason
     cdef readonly double predicted          # seconds, NaN if no model was asked
     cdef readonly Py_ssize_t hit_blocks, hit_tokens, prompt_tokens
+    cdef readonly uint32_t weights_version  # behind predicted, 0 if there is none
 
 
 cdef class Router(RouterView):

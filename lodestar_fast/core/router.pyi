@@ -33,6 +33,8 @@ class Decision:
     def hit_tokens(self) -> int: ...
     @property
     def prompt_tokens(self) -> int: ...  # as given, or estimated from the bytes
+    @property
+    def weights_version(self) -> int: ...  # behind `predicted`, 0 if there is none
 
 @final
 class Router(RouterView):

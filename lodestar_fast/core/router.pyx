@@ -225,6 +225,7 @@ cdef class Router(RouterView):
         d.prompt_tokens = self.r.prompt_tokens
         d.predicted = c.predicted
         d.reason_code = c.reason_code
+        d.weights_version = self.version
         d.ticket = ls_router_commit(
             self.r, <uint32_t>i, <ls_reason>c.reason_code, <float>d.predicted, self.version)
         if self.decisions is not None:

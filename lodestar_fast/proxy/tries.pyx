@@ -231,6 +231,7 @@ cdef class Tries:
         )
         if predicted == predicted:  # not NaN
             lines += f"x-lodestar-predicted-ttft-ms: {predicted * 1e3:.1f}\r\n"
+            lines += f"x-lodestar-model-version: {self._decision.weights_version}\r\n"
         return lines.encode()
 
     cdef object record(

@@ -131,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--trace",
         metavar="F",
-        help="trace file: JSON lines, gzip or plain, in the format of lodestar_fast/data/README.md; "
+        help="trace: JSON lines, gzip or plain, in the format of lodestar_fast/data/README.md, "
         "or a log of decisions (serve --decision-log), a file or the folder "
         "[the packaged one, with --block-tokens 50 --max-input 10000 --output-scale 0.5]",
     )
