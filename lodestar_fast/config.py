@@ -197,7 +197,7 @@ class LearnerConfig(_Section, frozen=True):
     round_seconds: Annotated[Seconds, _doc("seconds between training rounds")] = 1.0
     min_samples: Annotated[
         int, Meta(ge=1), _doc("measured first tokens before the model may decide")
-    ] = 64
+    ] = 8
     niceness: Annotated[
         int, Meta(ge=0, le=19), _doc("how much lower the training thread's priority is")
     ] = 15

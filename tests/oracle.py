@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lodestar_fast import features
 from lodestar_fast.core import Candidates, Policy, Reason, Router
+from lodestar_fast.core.policies import Lodestar
 
 RUN = 16  # LS_RUN
 
@@ -268,3 +269,20 @@ def rows(n: int, seed: int = 0) -> Array:
     """Random feature rows of plausible size."""
     draw = np.random.default_rng(seed)
     return draw.uniform(0, 1.5, (n, features.WIDTH)).astype("<f4")
+
+
+def weighted(
+    hidden: list[int] | None = None,
+    seed: int = 0,
+    policy: Lodestar | None = None,
+    **changes: float,
+) -> Lodestar:
+    """The learned policy with random weights; changes: linear weights by name, all others 0."""
+    model = Model(hidden, seed)
+    if changes:
+        model.linear[:] = 0
+    for name, value in changes.items():
+        model.linear[features.INDEX[name]] = value
+    policy = policy or Lodestar()
+    policy.load(model.blob())
+    return policy

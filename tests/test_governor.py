@@ -16,7 +16,7 @@ from lodestar_fast.core.modes import Guarded
 from lodestar_fast.core.policies import Lmetric, Lodestar
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.governor import Governor, share_of
-from lodestar_fast.learner import export
+from lodestar_fast.learner import export, tick
 from lodestar_fast.learner.thread import InlineLearner
 from lodestar_fast.sim.gpus import parse_fleet
 from lodestar_fast.sim.jobs import Job, Outcome, make_jobs
@@ -55,6 +55,16 @@ class Learning:
 
     def close(self) -> None:
         self.inner.close()
+
+
+class Unwatched:
+    """In a governor's place: samples to the learner, its weights to the policy, nothing else."""
+
+    def __init__(self) -> None:
+        self.learner = Learning()
+
+    def tick(self, router: Router, now: float) -> int | None:
+        return tick(router, self.learner)
 
 
 def blob(version: int, **weights: float) -> bytes:
@@ -136,8 +146,8 @@ def test_shadow_and_off_choose_as_the_heuristic_alone(jobs: list[Job], mode: str
 def test_a_healthy_model_decides_as_if_nobody_watched(jobs: list[Job]) -> None:
     governor = govern()
     outcomes, _ = simulate(jobs, governor)
-    learner = InlineLearner(LearnerConfig(model="linear"))
-    alone = Simulation(jobs, parse_fleet(FLEET), POLICIES["lodestar"](), learner, seed=1).run()
+    policy = POLICIES["lodestar"]()
+    alone = Simulation(jobs, parse_fleet(FLEET), policy, seed=1, governor=Unwatched()).run()
     assert [o.slot for o in outcomes] == [o.slot for o in alone]
     assert governor.watchdog.state == "trusted" and not governor.watchdog.demotions
 

@@ -17,8 +17,8 @@ from lodestar_fast.core.modes import Guarded
 from lodestar_fast.core.policies import Lmetric, Lodestar
 from lodestar_fast.errors import BlobError
 from tests import batches
-from tests.oracle import Model, make_router
-from tests.test_policies import Bad, drive, fail, weighted
+from tests.oracle import Model, make_router, weighted
+from tests.test_policies import Bad, drive, fail
 
 
 def guarded(share: float = 1.0, reason: Reason = Reason.CONTROL, **weights: float) -> Guarded:

@@ -10,10 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lodestar_fast import features
 from lodestar_fast.core import POLICIES, Candidates, Event, Policy, Reason, Router
-from lodestar_fast.core.policies import Lmetric, Lodestar, PrefixCache
-from tests.oracle import Model, make_router
+from lodestar_fast.core.policies import Lmetric, PrefixCache
+from tests.oracle import make_router, weighted
 
 
 class Longest(Policy):
@@ -26,18 +25,6 @@ class Longest(Policy):
         best = max(c.hit_tokens(i) for i in range(c.n))
         held = [i for i in range(c.n) if c.hit_tokens(i) == best]
         return held[int(c.random() * len(held))]
-
-
-def weighted(hidden: list[int] | None = None, seed: int = 0, **changes: float) -> Lodestar:
-    """The learned policy with random weights; changes: linear weights by name, all others 0."""
-    model = Model(hidden, seed)
-    if changes:
-        model.linear[:] = 0
-    for name, value in changes.items():
-        model.linear[features.INDEX[name]] = value
-    policy = Lodestar()
-    policy.load(model.blob())
-    return policy
 
 
 MAKERS: dict[str, Callable[[], Policy]] = {
@@ -211,76 +198,6 @@ def test_lmetric_multiplies_work_ahead_and_batch() -> None:
             router.observe(ticket, Event.FIRST_TOKEN, 0.0)
         # slot 0: (1000 + p) 2; slot 1: p 4. Equal at p = 1000.
         assert router.route(b"", 0.0, prompt_tokens=prompt_tokens).slot == slot
-
-
-# -- the learned policy --
-
-
-def test_lodestar_is_cold_without_weights() -> None:
-    router = make_router(Lodestar(), instances=3)
-    decision = router.route(PROMPT, 0.0)
-    assert decision.reason == Reason.COLD and np.isnan(decision.predicted)
-    assert drive(make_router(Lodestar(), instances=3, seed=3), 200) == drive(
-        make_router(Lmetric(), instances=3, seed=3), 200
-    )
-
-
-def test_lodestar_follows_the_model_beyond_the_margin() -> None:
-    router = make_router(weighted(base=0.1, reported_waiting=1.0), instances=2)
-    router.report(1, 0.0, 0, 16, 0)  # slot 1 predicted 1.1 s, slot 0 0.1 s
-    router.route(b"", 0.0, avoid=[1])  # one in flight: LMETRIC prefers slot 1
-    decision = router.route(b"", 0.0)
-    assert (decision.slot, decision.reason) == (0, Reason.LEARNED)
-    assert decision.predicted == pytest.approx(0.1)
-
-
-def test_lodestar_lets_the_heuristic_stand_inside_the_margin() -> None:
-    router = make_router(weighted(base=1.0, reported_waiting=1.0), instances=2)
-    router.report(1, 0.0, 0, 1, 0)  # 1.0625 against 1.0 seconds: 6 %
-    router.route(b"", 0.0, avoid=[1])
-    decision = router.route(b"", 0.0)
-    assert (decision.slot, decision.reason) == (1, Reason.GUARD)
-    assert decision.predicted == pytest.approx(1.0625)
-
-
-def test_lodestar_agreeing_with_the_heuristic_is_learned() -> None:
-    router = make_router(weighted(queue_seconds=1.0, own_seconds=1.0), instances=2)
-    router.route(PROMPT, 0.0, avoid=[1])
-    assert router.route(PROMPT + PROMPT, 0.0).reason == Reason.LEARNED
-
-
-def test_lodestar_says_when_the_row_is_outside_the_range() -> None:
-    model = Model([4])
-    model.range_high[features.INDEX["prompt_tokens"]] = 1000 / 4096
-    policy = Lodestar()
-    policy.load(model.blob())
-    router = make_router(policy, instances=2)
-    assert router.route(b"", 0.0, prompt_tokens=900).reason != Reason.OUT_OF_RANGE
-    assert router.route(b"", 0.0, prompt_tokens=1100).reason == Reason.OUT_OF_RANGE
-
-
-def test_lodestar_counts_what_own_work_costs_those_who_decode() -> None:
-    router = make_router(weighted(base=0.001), instances=2)
-    for _ in range(40):  # slot 0 decodes 40 requests, slot 1 none; the model sees no difference
-        ticket = router.route(b"", 0.0, avoid=[1]).ticket
-        router.observe(ticket, Event.FIRST_TOKEN, 0.0)
-    assert {router.route(b"", 0.0, prompt_tokens=4000).slot for _ in range(10)} == {1}
-
-
-def test_lodestar_avoids_a_full_kv_cache() -> None:
-    router = make_router(weighted(base=1.0), instances=0)
-    router.add_instance("small", kv_tokens=1000)
-    router.add_instance("large", kv_tokens=100_000)
-    decision = router.route(b"", 0.0, prompt_tokens=980)  # 1.26 against 1.0
-    assert (decision.slot, decision.reason) == (1, Reason.LEARNED)
-
-
-@pytest.mark.parametrize(
-    "options", [{"margin": 0.9}, {"load_weight": -1.0}, {"kv_weight": float("nan")}], ids=str
-)
-def test_lodestar_refuses_weights_that_make_no_sense(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
-        Lodestar(**options)
 
 
 # -- bad policies --

@@ -10,7 +10,7 @@ class Reason(IntEnum):
 
     LEARNED = 0  # the model's choice
     GUARD = 1  # the model's gain was inside the margin: the fallback heuristic's choice stands
-    COLD = 2  # no model yet: the fallback heuristic
+    COLD = 2  # no model yet: plain physics, within the margin of the fallback heuristic
     OUT_OF_RANGE = 3  # the chosen row is outside what training has seen: no MLP correction
     EXPLORE = 4  # chosen to learn something
     HEURISTIC = 5  # the configured policy is a heuristic

@@ -5,7 +5,8 @@ from lodestar_fast.core.policies cimport Candidates, Policy
 
 
 cdef class Lodestar(Policy):
-    cdef readonly double margin, load_weight, kv_weight, kv_start
+    cdef readonly double margin, load_weight, wait_weight, crowd_weight, kv_weight, kv_start
+    cdef double crowd              # of the decision being made
     cdef ls_model *buffers         # two: one in use, one to load into
     cdef ls_model *model           # in use; NULL before the first load
     cdef float seconds[LS_MAX_INSTANCES]
@@ -13,4 +14,5 @@ cdef class Lodestar(Policy):
     cdef float safe_odds[LS_MAX_INSTANCES]  # of LMETRIC's choice, while decisions are kept
 
     cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
+    cdef void weigh_crowd(self, Candidates c) noexcept
     cdef double score(self, Candidates c, Py_ssize_t i) noexcept

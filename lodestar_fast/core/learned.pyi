@@ -12,6 +12,8 @@ class Lodestar(Policy):
         *,
         margin: float = 1.10,
         load_weight: float = 0.005,
+        wait_weight: float = 0.2,
+        crowd_weight: float = 0.2,
         kv_weight: float = 2.0,
         kv_start: float = 0.85,
     ) -> None:
@@ -20,6 +22,10 @@ class Lodestar(Policy):
     def margin(self) -> float: ...
     @property
     def load_weight(self) -> float: ...
+    @property
+    def wait_weight(self) -> float: ...
+    @property
+    def crowd_weight(self) -> float: ...
     @property
     def kv_weight(self) -> float: ...
     @property

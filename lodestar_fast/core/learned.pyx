@@ -18,15 +18,21 @@ from lodestar_fast.errors import BlobError
 
 
 cdef class Lodestar(Policy):
-    """The learned policy: least predicted time to first token, with two costs to others added.
+    """The learned policy: least predicted time to first token, with what it costs others added.
 
-        score = (T + load_weight s own (waiting + decoding)) (1 + kv_weight max(0, kv - kv_start))
+        score = (T + s own (load_weight n + wait_weight w + crowd_weight crowd n))
+                (1 + kv_weight max(0, kv - kv_start))
 
     T: the model's prediction in seconds (csrc/mlp.c); s: the instance's speed, seconds per token;
-    own: tokens it would compute, which delays those who decode there; kv: KV occupancy.
-    LMETRIC's choice stands (GUARD) unless the best score is below its score / margin; without
-    weights it decides alone (COLD). OUT_OF_RANGE marks a choice whose row lies outside the
-    range of training: its T is the linear part alone.
+    own: tokens it would compute, which delays the n in flight there, most of all the w without a
+    first token; kv: KV occupancy. While many are free a delay ends with those who are there. When
+    most have queues (crowd: harmonic mean of w + 1 over the instances, less 2, from 0), all who
+    come later wait for it too: then work counts more than one's own wait, so long prompts go where
+    few are, and prefixes stay where they are cached.
+
+    LMETRIC's choice stands (GUARD) unless the best score is below its score / margin. Without
+    weights T is plain physics at the speeds measured so far (COLD). OUT_OF_RANGE marks a choice
+    whose row lies outside the range of training: its T is the linear part alone.
 
     Cost: a forward pass per instance. Weak when: the load changes faster than it learns; then
     the linear part, which is physical, and the margin hold it.
@@ -35,14 +41,15 @@ cdef class Lodestar(Policy):
     name = "lodestar"
 
     def __cinit__(
-        self, *, double margin=1.10, double load_weight=0.005, double kv_weight=2.0,
-        double kv_start=0.85,
+        self, *, double margin=1.10, double load_weight=0.005, double wait_weight=0.2,
+        double crowd_weight=0.2, double kv_weight=2.0, double kv_start=0.85,
     ):
         if not margin >= 1:
             raise ValueError(f"margin: {margin} is below 1")
-        if not (load_weight >= 0 and kv_weight >= 0):
-            raise ValueError("load_weight, kv_weight: negative")
+        if not (load_weight >= 0 and wait_weight >= 0 and crowd_weight >= 0 and kv_weight >= 0):
+            raise ValueError("load_weight, wait_weight, crowd_weight, kv_weight: negative")
         self.margin, self.load_weight = margin, load_weight
+        self.wait_weight, self.crowd_weight = wait_weight, crowd_weight
         self.kv_weight, self.kv_start = kv_weight, kv_start
         self.buffers = <ls_model *>aligned_alloc(64, 2 * sizeof(ls_model))
         if self.buffers == NULL:
@@ -53,8 +60,17 @@ cdef class Lodestar(Policy):
 
     cdef double score(self, Candidates c, Py_ssize_t i) noexcept:
         cdef const ls_candidate *x = &c.r.candidates[i]
-        cdef double t = self.seconds[i] + self.load_weight * x.speed * x.own * x.inflight
+        cdef double delayed = (self.load_weight + self.crowd_weight * self.crowd) * x.inflight
+        delayed += self.wait_weight * x.waiting
+        cdef double t = self.seconds[i] + x.speed * x.own * delayed
         return t * (1 + self.kv_weight * max(0.0, x.occupancy - self.kv_start))
+
+    cdef void weigh_crowd(self, Candidates c) noexcept:
+        cdef double idle = 0  # an instance counts 1 if nobody waits there, less the more do
+        cdef Py_ssize_t i
+        for i in range(c.n):
+            idle += 1.0 / (1.0 + c.r.candidates[i].waiting)
+        self.crowd = max(0.0, c.n / idle - 2)
 
     cdef double forecast(self, Py_ssize_t i) noexcept:
         return self.seconds[i] if self.model != NULL else NAN
@@ -66,10 +82,14 @@ cdef class Lodestar(Policy):
         if self.model != NULL:
             ls_model_score(self.model, c.r.rows, <uint32_t>c.n, self.seconds, self.outside)
             c.seconds, c.outside, c.linear = self.seconds, self.outside, self.model.linear
+        else:
+            for i in range(c.n):
+                self.seconds[i], self.outside[i] = c.r.candidates[i].expected, False
+        self.weigh_crowd(c)
         c.margin = self.margin
         if c.n == 1:
             c.reason_code = LS_ONLY_ONE
-            c.predicted = self.seconds[0] if self.model != NULL else NAN
+            c.predicted = self.forecast(0)
             if c.scores != NULL:
                 c.scores[0] = self.score(c, 0)
             return 0
@@ -78,9 +98,6 @@ cdef class Lodestar(Policy):
         if c.scores != NULL:
             c.even_odds(fallback)
             memcpy(self.safe_odds, c.odds, <size_t>c.n * sizeof(float))
-        if self.model == NULL:
-            c.reason_code = LS_COLD
-            return fallback
         start(&found)
         for i in range(c.n):
             offer(c, &found, i, self.score(c, i))
@@ -91,7 +108,9 @@ cdef class Lodestar(Policy):
             c.reason_code = LS_GUARD
         if self.outside[best]:
             c.reason_code = LS_OUT_OF_RANGE
-        c.predicted = self.seconds[best]
+        if self.model == NULL:
+            c.reason_code = LS_COLD
+        c.predicted = self.forecast(best)
         return best
 
     cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
@@ -100,9 +119,6 @@ cdef class Lodestar(Policy):
         cdef double least
         if c.n == 1:
             c.sure(0)
-            return
-        if self.model == NULL:
-            memcpy(c.odds, self.safe_odds, <size_t>c.n * sizeof(float))
             return
         least = c.scores[0]
         for i in range(1, c.n):

@@ -99,6 +99,9 @@ cdef class Guarded(Policy):
             return self.fall_back(c, safe, rng, LS_ERROR if mine else self.reason_else)
         self.raised -= self.raised * FADE
         if c.reason_code == LS_COLD:
+            self.mixed, self.wanted = self.share, choice
+            if mine:
+                return choice
             return self.fall_back(c, safe, rng, LS_COLD)
         if c.reason_code == LS_ONLY_ONE:
             return choice

@@ -231,12 +231,13 @@ def sentence(row: Row, fallback: str = "the fallback") -> str:
             f"{fallback}'s choice {here} stands: {place(best['name'])} looked better, but by less "
             f"than the margin of {100 * (row['margin'] - 1):.0f} %{_predictions(best, chosen)}"
         )
+    if reason == "cold":
+        return f"there is no model yet: {compared}"
     if reason == "heuristic":
         return f"{rule if not row['mode'] else fallback} {compared}"
     if reason == "error" and row["fallback"] is None:
         return f"the policy raised an error; {here} had the fewest requests in flight"
     because = {
-        "cold": "there is no model yet",
         "error": "the policy raised an error",
         "shadow": "mode shadow, where the model only looks on",
         "control": "this request is in the share that the model does not decide",

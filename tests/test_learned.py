@@ -1,0 +1,129 @@
+"""The learned policy: which candidate a model makes it take, and when the heuristic stands."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lodestar_fast import features
+from lodestar_fast.core import Event, Reason
+from lodestar_fast.core.policies import Lodestar
+from tests.oracle import Model, make_router, weighted
+
+PROMPT = b"abcdefgh" * 64  # 512 bytes: 128 tokens
+
+
+def test_lodestar_is_cold_without_weights_and_goes_by_physics() -> None:
+    router = make_router(Lodestar(), instances=2)
+    router.route(b"", 0.0, prompt_tokens=1000, avoid=[1])
+    for _ in range(10):
+        ticket = router.route(b"", 0.0, prompt_tokens=1, avoid=[0]).ticket
+        router.observe(ticket, Event.FIRST_TOKEN, 0.0)
+    # LMETRIC: (1000 + 1000) 2 against 1000 x 11. By time: 2,000 tokens against 1,000.
+    decision = router.route(b"", 0.0, prompt_tokens=1000)
+    assert (decision.slot, decision.reason) == (1, Reason.COLD)
+    assert np.isnan(decision.predicted)
+    assert router.route(b"", 0.0, prompt_tokens=1, avoid=[1]).reason == Reason.ONLY_ONE
+
+
+def test_lodestar_follows_the_model_beyond_the_margin() -> None:
+    router = make_router(weighted(base=0.1, reported_waiting=1.0), instances=2)
+    router.report(1, 0.0, 0, 16, 0)  # slot 1 predicted 1.1 s, slot 0 0.1 s
+    router.route(b"", 0.0, avoid=[1])  # one in flight: LMETRIC prefers slot 1
+    decision = router.route(b"", 0.0)
+    assert (decision.slot, decision.reason) == (0, Reason.LEARNED)
+    assert decision.predicted == pytest.approx(0.1)
+
+
+def test_lodestar_lets_the_heuristic_stand_inside_the_margin() -> None:
+    router = make_router(weighted(base=1.0, reported_waiting=1.0), instances=2)
+    router.report(1, 0.0, 0, 1, 0)  # 1.0625 against 1.0 seconds: 6 %
+    router.route(b"", 0.0, avoid=[1])
+    decision = router.route(b"", 0.0)
+    assert (decision.slot, decision.reason) == (1, Reason.GUARD)
+    assert decision.predicted == pytest.approx(1.0625)
+
+
+def test_lodestar_agreeing_with_the_heuristic_is_learned() -> None:
+    router = make_router(weighted(queue_seconds=1.0, own_seconds=1.0), instances=2)
+    router.route(PROMPT, 0.0, avoid=[1])
+    assert router.route(PROMPT + PROMPT, 0.0).reason == Reason.LEARNED
+
+
+def test_lodestar_says_when_the_row_is_outside_the_range() -> None:
+    model = Model([4])
+    model.range_high[features.INDEX["prompt_tokens"]] = 1000 / 4096
+    policy = Lodestar()
+    policy.load(model.blob())
+    router = make_router(policy, instances=2)
+    assert router.route(b"", 0.0, prompt_tokens=900).reason != Reason.OUT_OF_RANGE
+    assert router.route(b"", 0.0, prompt_tokens=1100).reason == Reason.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize(("load_weight", "slot"), [(0.005, 1), (0.0, 0)])
+def test_lodestar_counts_what_own_work_costs_those_who_decode(
+    load_weight: float, slot: int
+) -> None:
+    """Slot 0 decodes 40 requests, slot 1 one. LMETRIC prefers slot 0, for slot 1 has a queue."""
+    policy = weighted(policy=Lodestar(load_weight=load_weight, wait_weight=0.0), base=0.001)
+    router = make_router(policy, instances=2)
+    for _ in range(40):
+        ticket = router.route(b"", 0.0, avoid=[1]).ticket
+        router.observe(ticket, Event.FIRST_TOKEN, 0.0)
+    router.route(b"", 0.0, prompt_tokens=200_000, avoid=[0])
+    assert router.route(b"", 0.0, prompt_tokens=4000).slot == slot
+
+
+@pytest.mark.parametrize(("wait_weight", "slot"), [(0.2, 1), (0.0, 0)])
+def test_lodestar_counts_what_own_work_costs_those_who_wait(wait_weight: float, slot: int) -> None:
+    """Slot 0 has three short requests waiting, slot 1 a long one: the longer queue, less delay."""
+    policy = Lodestar(load_weight=0.0, wait_weight=wait_weight, crowd_weight=0.0)
+    router = make_router(weighted(policy=policy, own_seconds=1.0, queue_seconds=0.1), instances=2)
+    for _ in range(3):
+        router.route(b"", 0.0, prompt_tokens=100, avoid=[1])
+    router.route(b"", 0.0, prompt_tokens=9000, avoid=[0])
+    assert router.route(b"", 0.0, prompt_tokens=8000).slot == slot
+
+
+@pytest.mark.parametrize(("crowd_weight", "idle", "slot"), [(0.2, 0, 1), (0, 0, 0), (0.2, 4, 0)])
+def test_lodestar_keeps_prefixes_in_place_when_all_have_queues(
+    crowd_weight: float, idle: int, slot: int
+) -> None:
+    """The holder waits longer; only a crowd makes the saved work worth it."""
+    policy = Lodestar(wait_weight=0.0, crowd_weight=crowd_weight)
+    weighted(policy=policy, queue_seconds=1.0, own_seconds=1.0, reported_waiting=80.0)
+    router = make_router(policy, instances=2 + idle)
+    others = [range(1, 2 + idle), [0, *range(2, 2 + idle)]]
+    prompt = b"p" * 8000
+    for _ in range(8):
+        router.route(b"", 0.0, prompt_tokens=500, avoid=others[0])
+        router.route(prompt, 0.0, prompt_tokens=2000, avoid=others[1])
+    for _ in range(6):
+        router.route(b"", 0.0, prompt_tokens=700, avoid=others[1])
+    for free in range(2, 2 + idle):
+        router.report(free, 0.0, 0, 16, 0)  # the model would never choose it
+    assert router.route(prompt, 0.0, prompt_tokens=2000).slot == slot
+
+
+def test_lodestar_avoids_a_full_kv_cache() -> None:
+    router = make_router(weighted(base=1.0), instances=0)
+    router.add_instance("small", kv_tokens=1000)
+    router.add_instance("large", kv_tokens=100_000)
+    decision = router.route(b"", 0.0, prompt_tokens=980)  # 1.26 against 1.0
+    assert (decision.slot, decision.reason) == (1, Reason.LEARNED)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"margin": 0.9},
+        {"load_weight": -1.0},
+        {"wait_weight": -1.0},
+        {"crowd_weight": float("nan")},
+        {"kv_weight": float("nan")},
+    ],
+    ids=str,
+)
+def test_lodestar_refuses_weights_that_make_no_sense(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Lodestar(**options)
