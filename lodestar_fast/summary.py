@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,7 @@ WORST_WINDOW, WORST_WINDOW_REQUESTS = 10.0, 10
 NO_FALLBACK = {"learned", "heuristic", "only_one"}
 
 
-@dataclass(slots=True)
-class Record:
+class Record(msgspec.Struct, gc=False):
     """One request as its client saw it. Times in seconds; what was not seen is None."""
 
     index: int  # place in the trace

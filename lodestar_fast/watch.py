@@ -14,10 +14,10 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 
 import aiohttp
 import uvloop
+from msgspec.structs import replace
 from rich.console import Console
 
 from lodestar_fast.demo import ANSWER_SECONDS, TRACE

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import math
+import weakref
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import lodestar_fast
 from lodestar_fast.clock import VirtualClock
@@ -53,6 +58,44 @@ def test_events_come_in_order_of_time_then_of_planning() -> None:
     while events.step():
         pass
     assert made == [(1.0, "a"), (1.0, "b"), (2.0, "c"), (2.0, "d")]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=30))
+def test_events_planned_on_the_way_come_in_order_too(steps: list[list[int]]) -> None:
+    """Against a sorted list: each call plans those of the next step, so and so much later."""
+    events, made, due = Events(VirtualClock()), [], []
+    ahead = iter(steps)
+    numbers = itertools.count()
+
+    def plan() -> None:
+        for wait in next(ahead, ()):
+            due.append((events.clock.now() + wait, next(numbers)))
+            events.at(due[-1][0], call, *due[-1])
+
+    def call(time: float, number: int) -> None:
+        assert (time, number) == min(due) and events.clock.now() == time
+        due.remove((time, number))
+        made.append(number)
+        plan()
+
+    plan()
+    while events.step():
+        pass
+    assert not due and len(set(made)) == len(made)
+
+
+def test_what_is_planned_but_never_due_goes_with_the_run() -> None:
+    run = Simulation([alone(0.5, 100, 2)], [spec("a30")], POLICIES["lmetric"]())
+    run.run()  # and the next scrape is on the heap, which holds the run
+    gone = weakref.ref(run)
+    del run
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_call_needs_a_time() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        Events(VirtualClock()).at(float("nan"), print)
 
 
 def test_the_past_cannot_be_planned() -> None:

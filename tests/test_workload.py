@@ -244,6 +244,12 @@ def test_bytes_share_what_texts_share(a: Request, b: Request) -> None:
     assert shared(*texts) // 4 == shared(*fillers) // 4
 
 
+def test_a_block_id_that_no_number_holds_is_refused() -> None:
+    """Not wrapped: it would be another block's text."""
+    with pytest.raises(OverflowError):
+        prompt_bytes(Request(0, 0.0, 8, 1, 4, (1 << 61, 2)))
+
+
 def test_an_extended_trace_repeats_itself_with_other_blocks() -> None:
     requests = tuple(
         Request(k, 2.0 * k, 8, 1, 4, (0, 1, 5 + k, 1), tenant) for k, tenant in enumerate((7, 7, 8))

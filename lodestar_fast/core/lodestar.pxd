@@ -43,6 +43,7 @@ cdef extern from "lodestar.h" nogil:
 
     enum ls_event:
         LS_FIRST_TOKEN
+        LS_TOKENS
         LS_DONE
         LS_FAILED
         LS_ABANDONED

@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as changed
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.jobs import Job, make_jobs
@@ -113,7 +115,7 @@ SOURCES: dict[str, Callable[[Path], Trace]] = {
 @lru_cache(maxsize=4)
 def source(name: str, folder: Path) -> Trace:
     """Raises ConfigError if its trace is not in the folder."""
-    return replace(SOURCES[name](folder), name=name)
+    return changed(SOURCES[name](folder), name=name)
 
 
 def _length(rng: random.Random, mean: float, deviation: float, least: int) -> int:

@@ -1,4 +1,5 @@
 from array import array
+from collections.abc import Iterable
 from typing import final
 
 from _typeshed import ReadableBuffer
@@ -8,6 +9,17 @@ def hash_prompt(prompt: ReadableBuffer, block_bytes: int = 64) -> array[int]:
 
     Equal hashes at place i mean equal bytes up to the end of block i (up to collisions of 64 bits).
     Never 0. Stable between processes and runs on machines of one byte order; not cryptographic.
+    """
+
+def fill_prompt(
+    runs: Iterable[int], block_bytes: int, total: int, shared_bytes: int, shared: int, own: int
+) -> bytes:
+    """A prompt of `total` bytes: blocks of block_bytes each, in runs of (first id, count); behind
+    them shared_bytes that go by the id `shared`; the rest goes by the id `own`.
+
+    Each piece is 8 bytes that say whose it is, over and over: equal ids, equal bytes. All is cut
+    off at the total. Raises OverflowError for block ids beyond 2^60, SystemError for a negative
+    total.
     """
 
 @final

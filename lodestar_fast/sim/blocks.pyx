@@ -1,6 +1,7 @@
 """The KV block pool of one simulated engine, and the hashes that identify prompt blocks.
 
-Used by sim/engine alone (and hash_prompt by whoever feeds it). It knows blocks and hashes, nothing
+Used by sim/engine alone (hash_prompt by whoever feeds it, fill_prompt by sim/workload, which makes
+the prompts whose blocks these are). It knows blocks and hashes, nothing
 of requests or time. Every operation is O(1); a pool is one allocation, so a copy is one memcpy.
 
 A block is in one of three states:
@@ -17,8 +18,9 @@ Two blocks may carry one hash (two requests computed the same prompt at once); t
 """
 
 from cpython cimport array
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cython cimport final
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -26,6 +28,7 @@ import array
 
 
 cdef uint64_t GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, as in splitmix64
+cdef int64_t MOST_ID = 1 << 60  # four times an id, and what kind it is of, are one number
 cdef array.array HASHES = array.array("Q")  # template for cloning
 
 
@@ -49,6 +52,37 @@ def hash_prompt(const unsigned char[::1] prompt not None, int block_bytes=64):
             h ^= h >> 32
         h = mix(h + GOLDEN) | 1  # never 0, which means "no hash"
         out.data.as_ulonglongs[i] = h
+    return out
+
+
+cdef char *repeat(char *at, int64_t length, int64_t number) noexcept:
+    """Writes the number's 8 bytes over and over; the place behind them."""
+    cdef int64_t i = 0
+    while i + 8 <= length:
+        memcpy(at + i, &number, 8)
+        i += 8
+    memcpy(at + i, &number, length - i)
+    return at + length
+
+
+def fill_prompt(runs, int64_t block_bytes, int64_t total, int64_t shared_bytes, int64_t shared,
+                int64_t own):
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, total)
+    cdef char *at = PyBytes_AS_STRING(out)
+    cdef int64_t left = total, n, block, count
+    numbers = iter(runs)
+    for block, count in zip(numbers, numbers, strict=True):
+        if not -MOST_ID <= block <= MOST_ID - count:
+            raise OverflowError(f"block ids from {block} on, {count} of them")
+        while count > 0 and left > 0:
+            n = min(block_bytes, left)
+            at = repeat(at, n, 4 * block)
+            left -= n
+            block += 1
+            count -= 1
+    n = min(shared_bytes, left)
+    at = repeat(at, n, 4 * shared + 1)
+    repeat(at, left - n, 4 * own + 2)
     return out
 
 

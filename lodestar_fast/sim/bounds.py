@@ -13,6 +13,7 @@ unequal ones is allowed for. The larger of the two is the bound; the true optimu
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 
@@ -34,15 +35,22 @@ def infinite_hits(jobs: Sequence[Job], block: int) -> list[int]:
         for index in group:
             if depth < len(hashes := jobs[index].hashes):
                 parts.setdefault(hashes[depth], []).append(index)
-        for part in parts.values():
-            if len(part) > 1:
-                for index in part[1:]:
-                    shared[index] = depth + 1
-                groups.append((part, depth + 1))
+        for first, *others in parts.values():
+            if others:
+                common = min(_common(jobs[first].hashes, jobs[k].hashes, depth) for k in others)
+                for index in others:
+                    shared[index] = common
+                groups.append(([first, *others], common))
     return [
         block * min(found, (job.prompt_tokens - 1) // block)
         for found, job in zip(shared, jobs, strict=True)
     ]
+
+
+def _common(a: Sequence[int], b: Sequence[int], depth: int) -> int:
+    """How many first blocks are the same, at least `depth`: chains that part never meet again."""
+    both = range(min(len(a), len(b)))
+    return bisect_left(both, True, depth, key=lambda i: a[i] != b[i])
 
 
 def idle_bound(jobs: Sequence[Job], hits: Sequence[int], fleet: Iterable[EngineSpec]) -> float:

@@ -40,7 +40,7 @@ cdef class Engine:
     cdef list active              # of Request, in order of admission
     cdef object queue             # deque of Request
     cdef dict live                # rid -> Request
-    cdef dict finished            # rid -> cached tokens, of the latest step
+    cdef readonly dict finished   # rid -> cached tokens, of the latest step
     cdef readonly int64_t waiting
     cdef readonly int64_t preemptions
     cdef readonly int64_t prompt_tokens

@@ -33,6 +33,8 @@ class Engine:
     @property
     def kv_usage(self) -> float:
         """Share of blocks referenced by requests, 0 to 1; cached blocks do not count."""
+    finished: dict[int, int]
+    """Cached tokens of the requests that the latest step finished, in their order."""
     def __init__(self, spec: EngineSpec, seed: int = 0, jitter: float = 0.0) -> None: ...
     def submit(
         self,

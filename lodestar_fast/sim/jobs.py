@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from lodestar_fast.sim.blocks import hash_prompt
@@ -40,8 +40,7 @@ def make_jobs(requests: Iterable[Request], block: int = 16) -> list[Job]:
     return jobs
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, gc=False):
     """What became of one job. Times in seconds; NaN where it did not come to that."""
 
     index: int

@@ -27,13 +27,13 @@ from lodestar_fast.core.policies import ExpectedCompletion, Policy
 from lodestar_fast.core.router import Decision, Event, Router
 from lodestar_fast.errors import NoInstanceError
 from lodestar_fast.learner import Learner, tick
+from lodestar_fast.sim.delivery import deliver
 from lodestar_fast.sim.engine import Engine
 from lodestar_fast.sim.events import Events
 from lodestar_fast.sim.gpus import EngineSpec
 from lodestar_fast.sim.jobs import NAN, Job, Outcome, fits
 from lodestar_fast.sim.later import ROUND_SECONDS, Later
 
-TOKENS = Event.TOKENS  # looking a member up takes as long as observing it
 MOST_SLOTS = 1024  # the core's own limit (csrc/lodestar.h)
 
 
@@ -249,10 +249,10 @@ class Simulation:
         if index + 1 < len(self.jobs):
             self._events.at(self.jobs[index + 1].arrival, self._arrive, index + 1)
         self.arriving = index
-        timer = self._timer
+        timer, prompt = self._timer, job.prompt
         began = timer() if timer else NAN
         try:
-            d = self.router.route(job.prompt, now, job.prompt_tokens)
+            d = self.router.route(prompt, now, job.prompt_tokens)
         except NoInstanceError:
             self.outcomes.append(
                 Outcome(index, now, -1, -1, NAN, job.prompt_tokens, job.output_tokens)
@@ -315,8 +315,8 @@ class Simulation:
         now = self.clock.now()
         self._planned[slot] = False
         made = engine.step(now)
-        for rid in [rid for rid, _, finished in made if finished]:
-            self.outcomes[rid].cached_tokens = engine.cached_tokens(rid)
+        for rid, cached in engine.finished.items():
+            self.outcomes[rid].cached_tokens = cached
             self._live[slot].discard(rid)
         if made:
             self._events.at(now + self.delay, self._deliver, made)
@@ -324,22 +324,21 @@ class Simulation:
 
     def _deliver(self, made: list[tuple[int, int, bool]]) -> None:
         """The tokens of one iteration, one a request, reach the router."""
-        now = self.clock.now()
-        observe, tickets = self.router.observe, self._tickets
-        for rid, generated, finished in made:
-            if generated > 1:
-                observe(tickets[rid], TOKENS, now, 1)
-            else:
-                self.outcomes[rid].ttft = now - self.outcomes[rid].arrival
-                observe(tickets[rid], Event.FIRST_TOKEN, now)
-                if self._watcher:
-                    self._watcher.first_token(rid, self.outcomes[rid].slot)
-            if finished:
-                o = self.outcomes[rid]
-                o.e2e = now - o.arrival
-                observe(tickets[rid], Event.USAGE, now, o.prompt_tokens, cached=o.cached_tokens)
-                observe(tickets[rid], Event.DONE, now, o.output_tokens)
-                self._end(rid, failed=False)
+        deliver(self.router, made, self._tickets, self.clock.now(), self._began, self._ended)
+
+    def _began(self, index: int, now: float) -> None:
+        o = self.outcomes[index]
+        o.ttft = now - o.arrival
+        self.router.observe(self._tickets[index], Event.FIRST_TOKEN, now)
+        if self._watcher:
+            self._watcher.first_token(index, o.slot)
+
+    def _ended(self, index: int, now: float) -> None:
+        o, observe, ticket = self.outcomes[index], self.router.observe, self._tickets[index]
+        o.e2e = now - o.arrival
+        observe(ticket, Event.USAGE, now, o.prompt_tokens, cached=o.cached_tokens)
+        observe(ticket, Event.DONE, now, o.output_tokens)
+        self._end(index, failed=False)
 
     def _gauges(self, slot: int) -> tuple[int, int, float]:
         engine = self.engines[slot]

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import groupby
+
+from msgspec.structs import replace
 
 from lodestar_fast.sim.jobs import Job, make_jobs
 from lodestar_fast.sim.workload import Request, Trace

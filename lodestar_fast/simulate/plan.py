@@ -122,6 +122,7 @@ def _trace(
     return trace
 
 
+@lru_cache(maxsize=2)
 def workload(plan: Plan, seed: int) -> Trace:
     """The requests with their arrivals. Raises ConfigError.
 
