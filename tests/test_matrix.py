@@ -19,7 +19,7 @@ from lodestar_fast.errors import ConfigError
 from lodestar_fast.matrix import cells as table
 from lodestar_fast.matrix.cells import Cell, matrix, quick
 from lodestar_fast.matrix.measure import Capacity, Row, capacity_of, plan_of
-from lodestar_fast.matrix.readme import BEGIN, END
+from lodestar_fast.matrix.readme import BEGIN, END, block
 from lodestar_fast.matrix.runner import Runner, code_of, policies_of, tasks
 from lodestar_fast.matrix.store import Store
 from lodestar_fast.matrix.workloads import (
@@ -39,6 +39,7 @@ from tests.matrix_rows import row
 
 ROOT = Path(__file__).parent.parent
 TRACES = ROOT / "bench/paper/traces"
+RESULTS = ROOT / "bench/paper/results.jsonl.gz"
 TINY = Cell("tiny", "paper", "2xa30", Workload("conversation"), 0.8, seeds=2, seconds=20.0)
 TINY = replace(TINY, policies=("lodestar:model=linear", "lmetric", "oracle"))
 
@@ -373,3 +374,10 @@ def test_mistakes_are_named(
     store = ["--store", str(tmp_path / "r.gz"), "--traces", str(TRACES)]
     assert main(["matrix", *store, *arguments]) == 2
     assert text in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_readme_is_what_the_results_say() -> None:
+    text = (ROOT / "README.md").read_text()
+    short = "make paper-quick" in text
+    cells = quick(matrix()) if short else matrix()
+    assert block(list(cells.values()), Store(RESULTS), short) in text

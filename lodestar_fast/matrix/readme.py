@@ -11,7 +11,7 @@ from lodestar_fast.errors import ConfigError
 from lodestar_fast.matrix.cells import CLAIRVOYANT, OURS, PUBLISHED, Cell
 from lodestar_fast.matrix.findings import BEST, Findings, p99_ttft
 from lodestar_fast.matrix.store import Store
-from lodestar_fast.matrix.tables import NONE, PREFIX, Table, ms, share, times
+from lodestar_fast.matrix.tables import PREFIX, Table, ms, times
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 SHOWN = {
@@ -20,7 +20,6 @@ SHOWN = {
     "v100-conversation-90": "7 A30 + 8 V100",
 }
 POLICIES = {
-    "least_request": "`least_request`",
     PREFIX: "`prefix_cache`",
     "lmetric": "`lmetric`",
     "expected_completion": "`expected_completion`",
@@ -56,43 +55,41 @@ def block(cells: Sequence[Cell], store: Store, quick: bool) -> str:
         "cold in each; the first tenth is not counted. The load is 90 % of what a clairvoyant "
         "router keeps up with. `expected_completion` is told each GPU's true coefficients."
     )
-    command = "make paper-quick" if quick else "make paper"
     parts = [
         BEGIN,
-        fill(intro, WIDTH),
+        _filled(intro),
         "",
         Table("", head, rows).markdown(),
         "",
-        fill(_sentence(found), WIDTH),
-        "",
-        f"    {command}        # all cells, intervals, claims of the paper: bench/paper/README.md",
+        _filled(_sentence(found, "make paper-quick" if quick else "make paper")),
         END,
     ]
     return "\n".join(parts)
 
 
-def _sentence(found: Findings) -> str:
+def _filled(text: str) -> str:
+    return fill(text, WIDTH, break_on_hyphens=False, break_long_words=False)
+
+
+def _sentence(found: Findings, command: str) -> str:
     """Over all headline cells."""
     texts = []
     for rival, name in (
-        (PREFIX, "`prefix_cache`"),
-        (PUBLISHED, f"`{PUBLISHED}`, the paper's system"),
+        (PREFIX, f"`{PREFIX}`"),
+        (PUBLISHED, f"`{PUBLISHED}` (the paper's system)"),
         (BEST, "the best heuristic of each cell in hindsight"),
     ):
-        mean, p99 = found.geometric(rival), found.geometric(rival, p99_ttft)
-        if mean and p99:
-            texts.append(f"{times(mean)} times as fast as {name} (P99 {p99.value:.2f})")
+        if mean := found.geometric(rival):
+            texts.append(f"{times(mean)} times as fast as {name}")
     lost = [
         f"`{c.cell.name}` ({c.mean.value:.2f})"
         for c in found.comparisons(BEST)
         if c.verdict == "lost"
     ]
-    gap = share(found.closed_gap(PREFIX))
     return (
-        f"Over {len(found.headline)} cells, in the geometric mean with 95 % intervals: "
-        + "; ".join(texts)
-        + (f"; {gap} of what the clairvoyant gains over `prefix_cache`" if gap != NONE else "")
-        + (f". Lost to the best heuristic: {', '.join(lost)}." if lost else ". No cell is lost.")
+        f"[`{command}`](bench/paper/README.md), {len(found.headline)} cells, geometric means with "
+        f"95 % intervals: {', '.join(texts)}. "
+        + (f"Lost to that: {', '.join(lost)}." if lost else "No cell is lost to that.")
     )
 
 
