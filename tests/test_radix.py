@@ -46,15 +46,17 @@ class Agreement(RuleBasedStateMachine):
     def insert(self, slot: int, prompt: list[int]) -> None:
         hashes = self.router._hash(text(prompt))
         dispatch(self.router, slot, text(prompt))
-        self.oracle.insert(slot, hashes, self.capacity)
+        path = self.oracle.insert(slot, hashes, self.capacity)
+        self.oracle.release(slot, path, self.capacity)
 
     @rule(prompt=prompts)
     def match(self, prompt: list[int]) -> None:
         hashes = self.router._hash(text(prompt))
-        assert self.router._match(text(prompt)) == self.oracle.match(hashes)
+        hits = {slot: blocks for slot, (blocks, _) in self.oracle.match(hashes).items()}
+        assert self.router._match(text(prompt)) == hits
 
     @rule(slot=st.integers(0, SLOTS - 1))
-    @precondition(lambda self: self.oracle.held)
+    @precondition(lambda self: self.oracle.runs)
     def forget(self, slot: int) -> None:
         self.router.forget_prefixes(slot)
         self.oracle.forget(slot)
@@ -66,7 +68,7 @@ class Agreement(RuleBasedStateMachine):
         self.router._check()
         stats = self.router.stats()
         assert stats["index_nodes"][0] == len(self.oracle.runs)
-        assert stats["index_holdings"][0] == len(self.oracle.held)
+        assert stats["index_holdings"][0] == self.oracle.holdings
         assert stats["index_bytes"] <= stats["index_budget_bytes"] <= self.budget
         for slot in range(SLOTS):
             assert self.router.instance(slot)["prefix_blocks"] == self.oracle.blocks(slot)
