@@ -28,11 +28,10 @@ from lodestar_fast.matrix.workloads import (
     draw,
     export,
     missing,
-    sharing_ratio,
     source,
-    with_sharing,
 )
 from lodestar_fast.sim.faults import read_events
+from lodestar_fast.sim.shapes import sharing_ratio, with_sharing
 from lodestar_fast.sim.workload import read_trace
 from lodestar_fast.simulate.plan import fleet, make_policy
 from tests.matrix_rows import row

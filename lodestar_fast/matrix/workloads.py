@@ -11,9 +11,8 @@ too and not of arrivals only. Everything is a pure function of the arguments.
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import lru_cache
@@ -25,19 +24,12 @@ from msgspec.structs import replace
 
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.jobs import Job, make_jobs
+from lodestar_fast.sim.shapes import apart, heated, sharing_ratio, with_sharing
 from lodestar_fast.sim.workload import Request, Trace, read_trace
 from lodestar_fast.simulate.plan import TRACE
 
-BLOCK = 16  # tokens of a prefix block that is made here
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, spread evenly however many there are
-HOT_BLOCK = 1 << 40  # of the popular prefix: an id that no source uses
 SESSIONS = "agentic_coding_sessions"
-OUTPUT = (100, 10)  # tokens: mean and standard deviation of SharingRatio's answers
-
-# SharingRatio: by mean prompt length in tokens, its standard deviation, how many prefixes there
-# are in a repetition, and how many requests share each.
-CLASSES = ((1000, 50, 25, 10), (2000, 100, 25, 10), (4000, 200, 10, 10), (8000, 400, 5, 5))
-REPETITIONS = 10
 SHARING = {"sharing0": 0.0, "sharing5": 0.05, "sharing10": 0.1, "sharing30": 0.3}
 SHARING |= {"sharing50": 0.5, "sharing70": 0.7}
 MIXED = (0.1, 0.3, 0.5, 0.7)
@@ -118,62 +110,6 @@ def source(name: str, folder: Path) -> Trace:
     return changed(SOURCES[name](folder), name=name)
 
 
-def _length(rng: random.Random, mean: float, deviation: float, least: int) -> int:
-    return max(least, round(rng.gauss(mean, deviation)))
-
-
-def sharing_ratio(shares: Sequence[float]) -> Trace:
-    """Prompts of four lengths, a stated share of each being a prefix that others have too.
-
-    Each repetition has prefixes of its own; within it all shares, lengths and prefixes are mixed.
-    """
-    rng = random.Random(f"sharing {shares}")
-    requests: list[Request] = []
-    block = 0
-    for _ in range(REPETITIONS):
-        repetition: list[Request] = []
-        for share in shares:
-            for mean, deviation, prefixes, fold in CLASSES:
-                blocks = int(share * mean) // BLOCK
-                for _ in range(prefixes):
-                    for _ in range(fold):
-                        tokens = _length(rng, mean, deviation, blocks * BLOCK + 1)
-                        runs = (block, blocks) if blocks else ()
-                        out = _length(rng, *OUTPUT, 1)
-                        repetition.append(Request(0, 0.0, tokens, out, BLOCK, runs))
-                    block += blocks
-        rng.shuffle(repetition)
-        requests += repetition
-    return _numbered("sharing_ratio", requests, BLOCK)
-
-
-def with_sharing(trace: Trace, share: float, fold: int = 10, near: int = 20) -> Trace:
-    """The trace's lengths, each prompt beginning with a share that `fold` requests have in common.
-
-    Which ones: at random among near x fold that follow each other.
-    """
-    rng = random.Random(f"{trace.name} {share}")
-    requests: list[Request] = []
-    block = 0
-    window = near * fold
-    for start in range(0, len(trace.requests), window):
-        part = trace.requests[start : start + window]
-        prefix_of = [k // fold for k in range(len(part))]
-        rng.shuffle(prefix_of)
-        longest = max(int(r.prompt_tokens * share) // BLOCK for r in part) + 1
-        for r, prefix in zip(part, prefix_of, strict=True):
-            blocks = int(r.prompt_tokens * share) // BLOCK
-            runs = (block + prefix * longest, blocks) if blocks else ()
-            requests.append(replace(r, block_tokens=BLOCK, runs=runs))
-        block += near * longest
-    return _numbered(trace.name, requests, BLOCK)
-
-
-def _numbered(name: str, requests: Sequence[Request], block_tokens: int) -> Trace:
-    rows = [replace(r, index=k) for k, r in enumerate(requests)]
-    return Trace(name, tuple(rows), block_tokens)
-
-
 def export(trace: Trace, path: Path) -> None:
     """As a trace file, for `lodestar simulate --trace`, without the trace's place for a seed."""
     lines = [msgspec.json.encode({"meta": {"block_size": trace.block_tokens or None}})]
@@ -200,10 +136,10 @@ def draw(work: Workload, seed: int, rate: float, seconds: float, folder: Path) -
         switch = sum(t < work.at for t in times) if work.then else len(times)
         first = _place(source(work.source, folder), seed, switch)
         second = _place(source(work.then, folder), seed, len(times) - switch) if work.then else []
-        requests = [*first, *_apart(first, second)]
+        requests = [*first, *apart(first, second)]
         requests = [replace(r, arrival=t) for r, t in zip(requests, times, strict=True)]
     if work.hot:
-        requests = _heated(requests, work.hot, seed)
+        return make_jobs(heated(requests, work.hot, seed))
     return make_jobs(requests)
 
 
@@ -245,45 +181,6 @@ def _place(trace: Trace, seed: int, count: int) -> list[Request]:
     """So many requests from the seed's place on, the trace being a circle."""
     start = _start(len(trace.requests), seed)
     return list(trace.extended(start + count).requests[start : start + count])
-
-
-def _apart(first: Sequence[Request], second: Sequence[Request]) -> list[Request]:
-    """The second with numbers and blocks that the first does not have."""
-    index = 1 + max((r.index for r in first), default=0)
-    block = 1 + max(
-        (sum(r.runs[i : i + 2]) for r in first for i in range(0, len(r.runs), 2)), default=0
-    )
-    return [
-        replace(
-            r,
-            index=r.index + index,
-            runs=tuple(n + block * (i % 2 == 0) for i, n in enumerate(r.runs)),
-        )
-        for r in second
-    ]
-
-
-def _heated(
-    requests: Sequence[Request], hot: tuple[float, float, float, int], seed: int
-) -> list[Request]:
-    """While it is hot, a share of the requests is one long prefix, and then their own prompt."""
-    start, end, share, tokens = hot
-    rng = random.Random(f"hot {seed}")
-    out = []
-    for r in requests:
-        if start <= r.arrival < end and rng.random() < share:
-            size = r.block_tokens or BLOCK
-            blocks = math.ceil(tokens / size)
-            own = min(r.prompt_tokens, 4 * size)
-            r = replace(
-                r,
-                prompt_tokens=blocks * size + own,
-                block_tokens=size,
-                runs=(HOT_BLOCK, blocks),
-                tenant=-1,
-            )
-        out.append(r)
-    return out
 
 
 def missing(work: Workload, folder: Path) -> str:

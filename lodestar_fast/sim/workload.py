@@ -149,18 +149,25 @@ class Trace:
             ),
         )
 
-    def timed(self, seed: int, rate: float | None = None, seconds: float | None = None) -> Trace:
+    def timed(
+        self,
+        seed: int,
+        rate: float | None = None,
+        seconds: float | None = None,
+        cv: float = 1.0,
+    ) -> Trace:
         """The same requests in the same order with arrivals for one replay, starting at 0.
 
         rate: redrawn as a Poisson process of that many requests a second; None: the trace's own
         times, where steps of a second and more are spread evenly at random. seconds: later ones are
-        cut off. A trace that is too short for rate and seconds simply ends earlier.
+        cut off. A trace that is too short for rate and seconds simply ends earlier. cv: coefficient
+        of variation of the redrawn gaps, Gamma distributed; 1 is Poisson, more are bursts.
         """
         rng = random.Random(seed)
         if rate is None:
             times = _spread([request.arrival for request in self.requests], rng)
         else:
-            times = _poisson(len(self.requests), rate, rng)
+            times = _redrawn(len(self.requests), rate, cv, rng)
         start = times[0] if times else 0.0
         return changed(
             self,
@@ -172,11 +179,11 @@ class Trace:
         )
 
 
-def _poisson(count: int, rate: float, rng: random.Random) -> list[float]:
-    times, t = [], 0.0
+def _redrawn(count: int, rate: float, cv: float, rng: random.Random) -> list[float]:
+    times, t, shape = [], 0.0, cv**-2.0
     for _ in range(count):
         times.append(t)
-        t += rng.expovariate(rate)
+        t += rng.expovariate(rate) if cv == 1 else rng.gammavariate(shape, 1 / (shape * rate))
     return times
 
 

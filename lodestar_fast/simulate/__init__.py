@@ -39,6 +39,8 @@ from lodestar_fast.simulate.plan import (
     workload,
 )
 from lodestar_fast.simulate.saturation import saturation
+from lodestar_fast.simulate.shape import add_arguments as add_shapes
+from lodestar_fast.simulate.shape import shape
 from lodestar_fast.simulate.show import Progress, best_heuristic, references, result_table
 from lodestar_fast.simulate.workers import measure
 from lodestar_fast.slo import in_time
@@ -166,6 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--block-tokens", type=count, metavar="T", help="tokens a prefix block gets")
     add("--max-input", type=count, metavar="M", help="drop longer prompts, in tokens")
     add("--output-scale", type=positive, metavar="O", help="factor on output tokens")
+    add_shapes(add)
     group = parser.add_argument_group("engines and what the router sees of them")
     add = group.add_argument
     add(
@@ -305,7 +308,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise ConfigError("--users: needs --seconds")
     if args.users and not args.trace:
         raise ConfigError("--users: needs --trace, of closed-loop sessions")
-    sizes: dict[str, Any] = {} if args.trace else dict(PACKAGED)
+    sizes: dict[str, Any] = {} if args.trace or args.sharing else dict(PACKAGED)
     for name in PACKAGED:
         if (value := getattr(args, name)) is not None:
             sizes[name] = value
@@ -325,6 +328,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         learner=args.learner,
         learner_seconds=args.learner_seconds,
         regret=args.regret,
+        **shape(args),
         **sizes,
     )
 

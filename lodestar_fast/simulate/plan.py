@@ -28,6 +28,7 @@ from lodestar_fast.sim.oracle import Oracle, Regret
 from lodestar_fast.sim.references import AltruisticOracle, StaleOracle
 from lodestar_fast.sim.run import MOST_SLOTS, Simulation
 from lodestar_fast.sim.sessions import Sessions
+from lodestar_fast.sim.shapes import heated, sharing_ratio, switched
 from lodestar_fast.sim.workload import Trace
 from lodestar_fast.summary import Record
 
@@ -64,6 +65,10 @@ class Plan:
     learner: str = "mlp"
     learner_seconds: float = ROUND_SECONDS
     regret: bool = False
+    cv: float = 1.0  # of the gaps between arrivals that are redrawn
+    sharing: tuple[float, ...] = ()  # SharingRatio of these shares, in place of the trace
+    switch: tuple[float, str] | None = None  # from when on which trace takes over
+    hot: tuple[float, float, float, int] | None = None  # as in sim/shapes.heated()
     kv_scale: float = 1.0  # factor on every engine's KV cache
     engine: tuple[tuple[str, Any], ...] = ()  # fields of EngineSpec, the same for every engine
 
@@ -128,14 +133,26 @@ def workload(plan: Plan, seed: int) -> Trace:
 
     A trace that has too few for the rate and the seconds is repeated, with other prefix blocks.
     """
-    trace = _trace(plan.trace, plan.block_tokens, plan.max_input, plan.output_scale, plan.users > 0)
+    trace = sharing_ratio(plan.sharing) if plan.sharing else _read(plan, plan.trace)
     if plan.users:
         return trace  # its arrivals are made as the run goes
     if plan.rate is not None:
         if plan.seconds is not None:
-            trace = trace.extended(int(1.1 * plan.rate * plan.seconds) + 100)
-        return trace.timed(seed, plan.rate, plan.seconds)
-    return trace.timed(seed).slowed(plan.time_scale, plan.seconds)
+            most = 1.1 * plan.rate * plan.seconds + 100
+            if plan.cv > 1:  # six standard deviations of a count in bursts
+                most += 6 * plan.cv * (plan.rate * plan.seconds) ** 0.5
+            trace = trace.extended(int(most))
+        trace = trace.timed(seed, plan.rate, plan.seconds, plan.cv)
+    else:
+        trace = trace.timed(seed).slowed(plan.time_scale, plan.seconds)
+    if plan.switch:
+        at, path = plan.switch
+        trace = switched(trace, at, _read(plan, path))
+    return replace(trace, requests=heated(trace.requests, plan.hot, seed)) if plan.hot else trace
+
+
+def _read(plan: Plan, path: str) -> Trace:
+    return _trace(path, plan.block_tokens, plan.max_input, plan.output_scale, plan.users > 0)
 
 
 @lru_cache(maxsize=1)  # all policies of one seed are run after another
