@@ -15,4 +15,5 @@ cdef class Lodestar(Policy):
 
     cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
     cdef void weigh_crowd(self, Candidates c) noexcept
+    cdef double priced(self, Candidates c, Py_ssize_t i, double seconds) noexcept
     cdef double score(self, Candidates c, Py_ssize_t i) noexcept

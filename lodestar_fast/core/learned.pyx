@@ -59,10 +59,16 @@ cdef class Lodestar(Policy):
         free(self.buffers)
 
     cdef double score(self, Candidates c, Py_ssize_t i) noexcept:
+        return self.priced(c, i, self.seconds[i])
+
+    cdef double physics(self, Candidates c, Py_ssize_t i) noexcept:
+        return self.priced(c, i, c.r.candidates[i].expected)
+
+    cdef double priced(self, Candidates c, Py_ssize_t i, double seconds) noexcept:
         cdef const ls_candidate *x = &c.r.candidates[i]
         cdef double delayed = (self.load_weight + self.crowd_weight * self.crowd) * x.inflight
         delayed += self.wait_weight * x.waiting
-        cdef double t = self.seconds[i] + x.speed * x.own * delayed
+        cdef double t = seconds + x.speed * x.own * delayed
         return t * (1 + self.kv_weight * max(0.0, x.occupancy - self.kv_start))
 
     cdef void weigh_crowd(self, Candidates c) noexcept:

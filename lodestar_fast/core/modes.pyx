@@ -8,7 +8,8 @@ policy alone, number for number.
 
 What it notices while deciding needs no measurement, so it shows within some dozen requests, also
 while nothing comes back: exceptions, absurd predictions, and choices that plain physics (idle time
-plus own and queued work at the instance's own speed) finds worse than the heuristic's choice.
+plus own and queued work at the instance's own speed, and what it costs others as the policy counts
+it) finds worse than the heuristic's choice.
 """
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -114,7 +115,7 @@ cdef class Guarded(Policy):
 
         cdef double regret = 0, predicted = self.learned.forecast(safe)
         if choice != safe:
-            regret = log(x[choice].expected / x[safe].expected)
+            regret = log(self.learned.physics(c, choice) / self.learned.physics(c, safe))
             regret = max(-MOST_REGRET, min(MOST_REGRET, regret))
         self.regret += (regret - self.regret) * FADE
         self.asked += 1
@@ -122,7 +123,10 @@ cdef class Guarded(Policy):
         if predicted == predicted:
             self.predicted_learned += c.predicted
             self.predicted_fallback += predicted
-        c.r.reference = x[safe].expected
+        # Where it knowingly lets this request wait for the sake of others, the request's own time
+        # tells nothing: such decisions are no evidence, whoever makes them.
+        if not c.predicted > predicted:
+            c.r.reference = x[safe].expected
         if mine:
             return choice
         c.predicted = predicted

@@ -41,6 +41,7 @@ cdef class Policy:
     cpdef Py_ssize_t pick(self, Candidates c) except? -1
     # Predicted TTFT of candidate i at the last pick(), seconds; NaN if nothing was predicted.
     cdef double forecast(self, Py_ssize_t i) noexcept
+    cdef double physics(self, Candidates c, Py_ssize_t i) noexcept
     # Fill c.odds: how likely each candidate was to be chosen by the last pick(), which took choice.
     cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
     cdef str mode(self)            # it decides in; empty if it knows none

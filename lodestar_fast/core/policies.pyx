@@ -160,6 +160,10 @@ cdef class Policy:
     cdef double forecast(self, Py_ssize_t i) noexcept:
         return NAN
 
+    cdef double physics(self, Candidates c, Py_ssize_t i) noexcept:
+        """What candidate i costs by plain physics, no model asked. Seconds."""
+        return c.r.candidates[i].expected
+
     cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept:
         c.even_odds(choice)
 

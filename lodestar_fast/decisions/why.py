@@ -219,6 +219,8 @@ def sentence(row: Row, fallback: str = "the fallback") -> str:
     compared = ": ".join(filter(None, (f"picked {here} over {there}", ", ".join(reasons))))
     if not reasons and (chosen["odds"] or 1) < 1:
         compared = f"picked {here}, drawn among equals"
+    elif reason in ("learned", "out_of_range") and chosen["predicted"] > rows[other]["predicted"]:
+        compared += ": it waits longer there, but delays others less"
     if reason == "learned":
         return compared
     if reason == "explore":
