@@ -124,7 +124,9 @@ def _course(axes: Axes, found: Findings, cell: Cell) -> None:
     for mark in cell.marks:
         axes.axvline(mark, color=FOREGROUND, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(FixedLocator([b * 10**k for k in range(1, 6) for b in (1, 2, 5)]))
+    axes.yaxis.set_major_locator(
+        FixedLocator([b * 10**k for k in range(1, 6) for b in (1, 1.5, 2, 3, 5, 7)])
+    )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda x, _: f"{x:g} ms" if x < 1000 else f"{x / 1000:g} s")

@@ -80,8 +80,7 @@ def _page(found: Findings, tables: Sequence[Table], made: Sequence[str]) -> str:
             "How many times faster",
             drawings.ratios(found),
             "Mean TTFT, by cell, with 95 % intervals over the seeds. The best heuristic is the one "
-            "that hindsight would choose for that cell. Left of 1 are only those who know more "
-            "than a router can.",
+            "that hindsight would choose for that cell. The clairvoyant knows what no router can.",
         ),
         _figure(
             "From a cold start",
