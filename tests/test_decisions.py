@@ -114,7 +114,8 @@ def test_a_thousand_decisions_can_be_recomputed_from_their_rows(n: int, rate: fl
         assert row["outcome"]["output_tokens"] == outcome.output_tokens
     assert (crowded > 100) == (rate > 6)
     reasons = Counter(row["reason"] for row in rows)
-    assert rate > 6 or min(reasons[name] for name in ("learned", "guard", "out_of_range")) >= 20, reasons
+    least = min(reasons[name] for name in ("learned", "guard", "out_of_range"))
+    assert rate > 6 or least >= 20, reasons
 
 
 def test_contributions_sum_to_the_difference_of_the_predictions() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lodestar_fast.core import Event, Router
-from tests.oracle import Fixed, PrefixIndex, make_router
+from tests.index_oracle import PrefixIndex
+from tests.oracle import Fixed, make_router
 
 BLOCK = 16
 SLOTS = 4
