@@ -1,4 +1,4 @@
-"""The prefix index as lists and dictionaries: what csrc/radix.c and csrc/truth.c must agree with."""
+"""The prefix index in lists and dictionaries: csrc/radix.c and csrc/truth.c must agree with it."""
 
 from __future__ import annotations
 
@@ -221,6 +221,3 @@ def place_behind(order: list[T], item: T, before: T | None) -> None:
     if item in order:
         order.remove(item)
     order.insert(0 if before is None else order.index(before) + 1, item)
-
-
-Array = NDArray[np.float32]

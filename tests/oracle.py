@@ -14,6 +14,8 @@ from lodestar_fast import features
 from lodestar_fast.core import Candidates, Policy, Reason, Router
 from lodestar_fast.core.policies import Lodestar
 
+Array = NDArray[np.float32]
+
 
 class Fixed(Policy):
     """Takes the slot that the test says."""
