@@ -82,6 +82,32 @@ def test_events_are_counted_however_they_are_cut(step: int) -> None:
     assert (scanner.events, scanner.errors, scanner.other) == (3, 2, True)
 
 
+@pytest.mark.parametrize(
+    ("data", "carries"),
+    [
+        (b'{"choices":[{"delta":{"role":"assistant"},"index":0}]}', False),  # transformers serve
+        (b'{"choices":[{"delta":{"role":"assistant","content":""}}]}', False),  # vLLM
+        (b'{"choices":[{"delta": {"role": "assistant", "content": null}}]}', False),  # llama.cpp
+        (b'{"type":"message_start","message":{"role":"assistant","content":[]}}', False),
+        (b'{"response":{"output":[],"text":null},"type":"response.in_progress"}', False),
+        (b'{"delta":"Hi","type":"response.output_text.delta"}', True),
+        (b'{"choices":[{"delta":{"role":"assistant","content":"Hi"}}]}', True),
+        (b'{"choices":[{"delta":{"role": "assistant", "reasoning": "Hm"}}]}', True),
+        (b'{"choices":[{"delta":{"role":null,"content":null,"reasoning_content":"Hm"}}]}', True),
+        (b'{"choices":[{"delta":{"role":"assistant","tool_calls":[{"index":0}]}}]}', True),
+        (b'{"choices":[{"text":"","finish_reason":null}]}', True),
+        (b"{}", True),
+    ],
+)
+def test_what_opens_a_stream_carries_no_token(data: bytes, carries: bool) -> None:
+    event = b"data: " + data + b"\n\n"
+    scanner = scan([event])
+    assert (scanner.events, scanner.opening) == (1, not carries)
+    # Only before the first token.
+    scanner = scan([event, event + token(0), token(1) + event])
+    assert (scanner.events, scanner.opening) == (5, 0 if carries else 2)
+
+
 def test_tail_is_the_end_of_what_was_fed() -> None:
     data = bytes(range(256)) * 100
     for step in (1, 1000, 4096, 5000, 25_600):

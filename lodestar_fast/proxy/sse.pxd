@@ -9,6 +9,7 @@ cdef struct Usage:  # of a request; -1 where the engine gave no number, or none 
 
 cdef class Scanner:
     cdef readonly long long events  # data events that carry something: no error, no [DONE]
+    cdef readonly long long opening  # of these, the first ones that carry no token
     cdef readonly long long errors  # error events
     cdef readonly bint other  # a line that is neither data nor event: a comment, an id
     cdef int _state  # where in a line the next byte falls
@@ -25,7 +26,7 @@ cdef class Scanner:
     cdef bint aborted(self) noexcept
     cdef void _match(self, char c, const char* mark, int then) noexcept
     cdef void _skip(self) noexcept
-    cdef void _token(self) noexcept
+    cdef void _event(self, const char* p, const char* end) noexcept
     cdef void _error(self) noexcept
 
 

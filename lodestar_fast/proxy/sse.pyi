@@ -13,6 +13,9 @@ class Scanner:
     def events(self) -> int:
         """Events with data, save errors and [DONE]: about one a token."""
     @property
+    def opening(self) -> int:
+        """Events before the first that carries a token: the role, the request repeated."""
+    @property
     def errors(self) -> int:
         """Events whose data is {"error"... or whose name is `error`."""
     @property

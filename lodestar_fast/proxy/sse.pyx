@@ -3,7 +3,7 @@
 A stream is relayed as raw bytes; this looks at the first bytes of each line and jumps from line to
 line, so a piece of 200 bytes costs some tens of nanoseconds. Lines, as the engines write them:
 
-    data: {"id":...}        a token (the first may carry the role only; it comes with the token)
+    data: {"id":...}        a token, unless it opens the stream: see `opens` below
     data: {"error":...}     the engine failed, with status 200: vLLM, SGLang
     event: error            the same in the dialects that name their events; its data follows
     data: [DONE]            the end
@@ -70,7 +70,7 @@ cdef class Scanner:
 
     cdef void reset(self) noexcept:
         """As new; the tail's memory goes back, so that an idle connection does not hold it."""
-        self.events = self.errors = 0
+        self.events = self.opening = self.errors = 0
         self.other = self._error_event = False
         self._state = START
         self._matched = 0
@@ -81,6 +81,7 @@ cdef class Scanner:
 
     cdef int feed(self, const char* p, Py_ssize_t n) except -1:
         """The next piece of an event stream."""
+        cdef const char* start = p
         cdef const char* end = p + n
         cdef char c
         self.keep(p, n)
@@ -122,10 +123,11 @@ cdef class Scanner:
                 elif c == ERROR_MARK[0]:
                     self._state, self._matched = ERROR, 1
                 else:
-                    self._token()
+                    self._event(p, end)
             elif self._state == ERROR:
                 if c != ERROR_MARK[self._matched]:
-                    self._token()
+                    # From its brace, unless that came with the last piece.
+                    self._event(max(start, p - 1 - self._matched), end)
                 else:
                     self._matched += 1
                     if ERROR_MARK[self._matched] == 0:
@@ -153,7 +155,12 @@ cdef class Scanner:
         self.other = True
         self._state = REST
 
-    cdef void _token(self) noexcept:
+    cdef void _event(self, const char* p, const char* end) noexcept:
+        """An event whose data goes on at p. What a later piece has of it is not looked at."""
+        cdef const char* line
+        if self.opening == self.events:
+            line = <const char*> memchr(p, 10, end - p)
+            self.opening += opens(p, end if line is NULL else line)
         self.events += 1
         self._state = REST
 
@@ -258,6 +265,36 @@ cdef Usage find_usage(const char* start, const char* end) noexcept nogil:
     if found.cached_tokens > found.prompt_tokens:
         found.cached_tokens = -1
     return found
+
+
+cdef bint filled(const char* p, const char* end, const char* key) noexcept nogil:
+    """Whether the first value of `key` (with its quotes) is a string or an array, and not empty."""
+    cdef size_t n = strlen(key)
+    p = <const char*> memmem(p, end - p, key, n)
+    if p is NULL:
+        return False
+    p += n
+    while p < end and (p[0] == 32 or p[0] == 58):  # blank, colon
+        p += 1
+    return end - p >= 2 and (p[0] == 34 and p[1] != 34 or p[0] == 91 and p[1] != 93)
+
+
+cdef bint opens(const char* p, const char* end) noexcept nogil:
+    """Whether an event only opens a stream: it tells the role, or what was asked for, but no text.
+
+    vLLM's chat sends it with the first token. `transformers serve`, and vLLM in the Responses
+    dialect, send it at once: to take it for the token would be to take the prompt for read.
+    """
+    if not filled(p, end, b'"role"') and memmem(p, end - p, b'"response.', 10) is NULL:
+        return False
+    return not (
+        filled(p, end, b'"content"')
+        or filled(p, end, b'"reasoning_content"')
+        or filled(p, end, b'"reasoning"')
+        or filled(p, end, b'"text"')
+        or filled(p, end, b'"delta"')
+        or filled(p, end, b'"tool_calls"')
+    )
 
 
 cdef bint is_aborted(const char* start, const char* end) noexcept nogil:

@@ -138,7 +138,7 @@ cdef class Tries:
         if not self.ticket or not self.routing.stream or answer.status != 200:
             return 0
         if reply.event_stream:
-            events = reply.scanner.events
+            events = reply.scanner.events - reply.scanner.opening
         else:
             # A stream in a format of its own: its first byte is all that can be told.
             events = answer.length < 0
