@@ -102,7 +102,8 @@ class Engine(Server):
 class Transformers(Server):
     """`transformers serve`: one request at a time, no metrics, no cache of prefixes.
 
-    It goes by the path of its model, and lists what the Hub's cache holds instead: nothing.
+    It goes by the path of its model. Asked for its models it looks into the Hub's cache, which is
+    not there: 500.
     """
 
     def __init__(self, venv: Path, model: Path, log: Path) -> None:
@@ -111,9 +112,8 @@ class Transformers(Server):
             *(str(venv / "bin/transformers"), "serve", str(model), "--device", "cpu"),
             *("--host", "127.0.0.1", "--port", str(port)),
         ]
-        cache = log.with_suffix(".cache")
-        (cache / "hub").mkdir(parents=True)
-        super().__init__(command, {"HF_HOME": str(cache), "OMP_NUM_THREADS": "1"}, port, log)
+        env = {"HF_HOME": str(log.with_suffix(".none")), "OMP_NUM_THREADS": "1"}
+        super().__init__(command, env, port, log)
 
 
 class Router:

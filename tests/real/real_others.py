@@ -1,7 +1,7 @@
 """An engine that is not vLLM, and has no metrics: `transformers serve`, run by `make test-real`.
 
 It streams an event with the role before it reads the prompt, ends a stream without [DONE], takes
-one request at a time, and says "500" when asked for its models.
+one request at a time, and answers 500 when asked for its models.
 """
 
 from __future__ import annotations
