@@ -28,7 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests import oracle
+from tests import index_oracle
 
 CSRC = Path(__file__).parent.parent / "csrc"
 CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -119,7 +119,7 @@ class Operations(RuleBasedStateMachine):
         self.ix = self.functions["new"](budget, SLOTS)
         self.budget, self.capacity = budget, capacity
         stats = self.stats()
-        self.oracle = oracle.PrefixIndex(stats.max_nodes, stats.max_holdings)
+        self.oracle = index_oracle.PrefixIndex(stats.max_nodes, stats.max_holdings)
 
     def call(self, name: str, *args: Any) -> Any:
         return self.functions[name](self.ix, *args)
