@@ -110,7 +110,7 @@ class Operations(RuleBasedStateMachine):
     def __init__(self, functions: dict[str, Callable[..., Any]]) -> None:
         super().__init__()
         self.functions, self.ix = functions, None
-        self.running: list[tuple[int, CPath, oracle.Path, int]] = []
+        self.running: list[tuple[int, CPath, index_oracle.Path, int]] = []
 
     @initialize(
         budget=st.sampled_from([4096, 8000, 1 << 20]), capacity=st.sampled_from([0, 10, 40, 200])
