@@ -100,7 +100,7 @@ HINTS = {
     "--tls-cert-path": "TLS is for the proxy in front",
     "--tls-key-path": "TLS is for the proxy in front",
     "--pd-disaggregation": "prefill and decode run on one engine here",
-    "--session-key": "no header is read; a conversation is followed by the prefix of its prompt",
+    "--session-key": "--policy session_affinity --session-headers NAME",
     "--dynamic-config-yaml": "--config FILE, and SIGHUP when it has changed",
     "--log-stats": _NOT_NEEDED + "/metrics on the admin port",
     "--otlp-traces-endpoint": "theirs is gRPC; --otlp-endpoint takes OTLP over HTTP, port 4318",

@@ -130,6 +130,10 @@ class RoutingConfig(_Section, frozen=True):
     watchdog_hold: Annotated[
         Seconds, _doc("seconds that it is off at least; doubled from time to time")
     ] = 30.0
+    session_headers: Annotated[
+        list[Annotated[str, Meta(pattern="^[A-Za-z0-9-]+$")]],
+        _doc("fields that name a request's session, the first one that it has; session_affinity"),
+    ] = msgspec.field(default_factory=lambda: ["x-session-id", "x-user-id"])
     block_bytes: Annotated[
         int, Meta(ge=16, le=4096), _doc("prompt bytes in a prefix block (64: about 16 tokens)")
     ] = 64

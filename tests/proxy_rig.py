@@ -72,15 +72,28 @@ class RecordingRouter:
         self.observing: Callable[..., None] = self.inner.observe
 
     def route(
-        self, prompt: Any, now: float, prompt_tokens: int, seed: bytes, avoid: Any, streaming: bool
+        self,
+        prompt: Any,
+        now: float,
+        prompt_tokens: int,
+        seed: bytes,
+        avoid: Any,
+        streaming: bool,
+        session: bytes | None,
     ) -> Any:
         if self.error is not None:
             raise self.error
         if self.full:
             return SimpleNamespace(ticket=0, slot=0)
-        decision = self.inner.route(prompt, now, prompt_tokens, seed, avoid, streaming)
+        decision = self.inner.route(prompt, now, prompt_tokens, seed, avoid, streaming, session)
         self.routes.append(
-            {"prompt": bytes(prompt), "seed": seed, "avoid": set(avoid), "streaming": streaming}
+            {
+                "prompt": bytes(prompt),
+                "seed": seed,
+                "avoid": set(avoid),
+                "streaming": streaming,
+                "session": session,
+            }
         )
         return decision
 

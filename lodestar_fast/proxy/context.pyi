@@ -75,6 +75,7 @@ class Context:
     on_trial: dict[int, Instance]  # slot -> an instance that hears of each request
     policy_name: str
     explain: bool
+    session_headers: tuple[bytes, ...]  # in lower case; empty: the policy does not want to know
     tracer: Tracer | None
 
     def __init__(

@@ -13,6 +13,7 @@ import logging
 
 from lodestar_fast.errors import HttpError, NoInstanceError
 from lodestar_fast.proxy import failures
+from lodestar_fast.proxy.lines import first_of
 from lodestar_fast.proxy.openai import ROUTES, unknown_model
 
 from lodestar_fast.proxy.body cimport Routing, read_body
@@ -73,6 +74,7 @@ cdef class Exchange(Ending):
         """The request is complete."""
         cdef Routing routing
         cdef tuple avoid
+        cdef bytes session = None
         if self.refusal is not None:
             return self._fail(self.refusal, COMPLETED)
         if self.path not in ROUTES:
@@ -87,7 +89,9 @@ cdef class Exchange(Ending):
             return self._fail(e, COMPLETED)
         if self.context.tracer is not None:
             self.trace, self.fields = self.context.tracer.begin(self.fields)
-        self.tries.begin(routing, avoid, self.reply.request_id, self.path)
+        if self.context.session_headers:
+            session = first_of(self.fields, self.context.session_headers)
+        self.tries.begin(routing, avoid, session, self.reply.request_id, self.path)
         if self.context.admit(False) and self._dispatch():
             return 0
         if not self.context.wait(self, self.fields):

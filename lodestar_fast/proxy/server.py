@@ -28,6 +28,7 @@ import msgspec
 from lodestar_fast import __version__, history
 from lodestar_fast.clock import Clock
 from lodestar_fast.config import Config
+from lodestar_fast.core.affinity import SessionAffinity
 from lodestar_fast.core.router import Router
 from lodestar_fast.errors import BlobError, ConfigError
 from lodestar_fast.governor import Governor
@@ -83,6 +84,9 @@ class Proxy:
         urls = parse_urls(config.fleet.worker_urls)
         watching.sources(config.discovery)
         self.context = Context(router, config.limits, clock, policy_name=router.policy.name)
+        if router.policy.name == SessionAffinity.name:
+            names = config.routing.session_headers
+            self.context.session_headers = tuple(name.lower().encode() for name in names)
         self.context.local = self.answer
         self.fleet = Fleet(self.context, config.fleet, router, clock, Pool, self.incidents)
         self.members = Membership(self.fleet, config.discovery.discovery_linger)

@@ -24,6 +24,7 @@ cdef class Tries:
     cdef object _decision
     cdef double _decision_seconds
     cdef tuple avoid  # slots that do not serve the model
+    cdef bytes session  # whom the request belongs to; None: nobody says
     cdef list _tried  # slots; None: no try has failed
     cdef bint _first_token
     cdef double _first_token_at  # 0: none was seen
@@ -36,7 +37,9 @@ cdef class Tries:
     cdef bint _retrying  # counts against the retry budget
     cdef bint _late  # a try was given up for its first byte
 
-    cdef void begin(self, Routing routing, tuple avoid, bytes request_id, bytes path)
+    cdef void begin(
+        self, Routing routing, tuple avoid, bytes session, bytes request_id, bytes path
+    )
     cdef bint route(self) except -1
     cdef bint _choose(self, double start, tuple avoid) except -1
     cdef bint another(self, str kind) except -1

@@ -32,11 +32,13 @@ cdef class Tries:
     def __cinit__(self, Context context):
         self.context = context
 
-    cdef void begin(self, Routing routing, tuple avoid, bytes request_id, bytes path):
-        """For a new request. avoid: slots that do not serve its model."""
+    cdef void begin(
+        self, Routing routing, tuple avoid, bytes session, bytes request_id, bytes path
+    ):
+        """For a new request. avoid: slots that do not serve its model. session: or None."""
         self.routing = routing
         self._request_id, self._path, self._serial = request_id, path, 0
-        self.avoid = avoid
+        self.avoid, self.session = avoid, session
         self._tried = None
         self._first_token = self._late = False
         self._first_token_at = self._decision_seconds = 0
@@ -65,12 +67,14 @@ cdef class Tries:
         cdef Routing r = self.routing
         cdef Decision decision
         if self.context.core is not None:
-            decision = self.context.core.route(r.prompt, start, 0, r.seed, avoid, r.stream)
+            decision = self.context.core.route(
+                r.prompt, start, 0, r.seed, avoid, r.stream, self.session
+            )
             self.ticket, self._slot = decision.ticket, decision.slot
             self._decision = decision
         else:
             self._decision = self.context.router.route(
-                r.prompt, start, 0, r.seed, avoid, r.stream
+                r.prompt, start, 0, r.seed, avoid, r.stream, self.session
             )
             self.ticket, self._slot = self._decision.ticket, self._decision.slot
         self._decision_seconds = monotonic() - start
@@ -217,7 +221,7 @@ cdef class Tries:
         if self._serial:
             self.context.core.decisions.status(self._serial, status)
             self._serial = 0
-        self._request_id = self._path = None
+        self._request_id = self._path = self.session = None
         self.routing = self._decision = self.instance = self.retry_after = None
 
     cdef bytes explanation(self):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import Any
 
+from lodestar_fast.proxy.lines import first_of
+
 PRIORITIES = (-1000, 1000)  # what a client names beyond is taken as the nearer end
 
 
@@ -15,14 +17,10 @@ def priority_of(fields: bytes, name: bytes) -> int:
     """
     if not name:
         return 0
-    for line in fields.split(b"\r\n"):
-        key, _, value = line.partition(b":")
-        if key.lower() == name:
-            value = value.strip()
-            if not value.removeprefix(b"-").isdigit() or len(value) > 9:
-                return 0
-            return min(max(int(value), PRIORITIES[0]), PRIORITIES[1])
-    return 0
+    value = first_of(fields, (name,))
+    if value is None or not value.removeprefix(b"-").isdigit() or len(value) > 9:
+        return 0
+    return min(max(int(value), PRIORITIES[0]), PRIORITIES[1])
 
 
 class Waiting:
