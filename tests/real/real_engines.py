@@ -19,6 +19,7 @@ from tests.real.engines import Engine, Router
 
 IGNORE_EOS = {"ignore_eos": True}  # random weights end when they like
 PAIRS = 60
+FAMILIES = 7  # of prompts; odd, so that round robin brings each one to both engines
 
 
 def words(seed: str, n: int) -> str:
@@ -102,7 +103,7 @@ def test_shared_prefixes(
     engines: list[Engine], tmp_path: Path, policy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def ask(client: AsyncOpenAI, i: int) -> tuple[float, float]:
-        prompt = words(f"{policy} {i % 6}", 300) + f" question {i}"
+        prompt = words(f"{policy} {i % FAMILIES}", 300) + f" question {i}"
         first, usage, _, _ = await stream(client, prompt)
         details = usage.prompt_tokens_details
         return first, (details.cached_tokens or 0) / usage.prompt_tokens if details else 0.0
@@ -110,12 +111,11 @@ def test_shared_prefixes(
     async def main(url: str) -> None:
         async with client_of(url) as client:
             answers = [await ask(client, i) for i in range(24)]
-        hits = statistics.mean(hit for _, hit in answers[6:])
-        ttft = statistics.median(first for first, _ in answers[6:]) * 1e3
+        hits = statistics.mean(hit for _, hit in answers[FAMILIES:])
+        ttft = statistics.median(first for first, _ in answers[FAMILIES:]) * 1e3
         with capsys.disabled():
             print(f"\n{policy}: of later prompts {hits:.0%} cached, median TTFT {ttft:.0f} ms")
-        if policy != "round_robin":
-            assert hits > 0.7
+        assert (hits > 0.8) == (policy != "round_robin")
 
     with Router(engines, tmp_path / "router.log", "--policy", policy) as router:
         router.until_healthy(2)
@@ -211,7 +211,7 @@ def test_an_engine_ends_under_load_and_comes_back(
         with capsys.disabled():
             print(f"\n{how}: {good} served, {len(bad)} cut, longest {max(took):.1f} s: {bad[:2]}")
         # Only streams under way on that engine can be lost, and none of them hangs.
-        assert good > 20 and len(bad) <= at_once and max(took) < 30
+        assert good > at_once and len(bad) <= at_once and max(took) < 30
         engines[1].kill()
         engines[1].start()
         await asyncio.to_thread(engines[1].wait)
