@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from lodestar_fast.simulate.plan import TRACE
+
 ROOT = Path(__file__).parent.parent
 NAMES = (
     *("route[lodestar-8-4096]", "route[lmetric-8-4096]", "route[prefix_cache-8-4096]"),
@@ -133,3 +135,16 @@ def test_what_is_no_run_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(SystemExit, match=r"bad\.json"):
         compare.main([str(path), str(path)])
+
+
+def test_a_router_that_is_told_nothing_believes_too_much(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = load("bench_prefix_truth")
+    arguments = ["--fleet", "2xa30", "--rate", "4", "--block-tokens", "50", "--requests", "1500"]
+    monkeypatch.setattr(sys, "argv", ["bench_prefix_truth", str(TRACE), *arguments])
+    truth.main()
+    lines = capsys.readouterr().out.splitlines()[1:]
+    errors = {line[:13].strip(): float(line[13:].split("%")[0]) for line in lines}
+    assert list(errors) == list(truth.MODES)
+    assert errors["full"] < 5 < errors["blind"]
