@@ -92,11 +92,7 @@ def test_after_time_in_which_nothing_ran_all_may_show_that_they_live(clocks: Clo
     """As after a machine's sleep, or SIGSTOP: every deadline has passed at once."""
 
     async def body(lodestar: Lodestar, engine: TinyEngine) -> None:
-        reader, writer = await lodestar.open()
-        writer.write(chat())
-        await engine.got_post.wait()
-        engine.events.put_nowait(b"data: one\n\n")
-        await reader.readuntil(b"data: one\n\n")
+        reader, writer = await lodestar.stream(engine)
         slow_reader, slow_writer = await lodestar.open()
         slow_writer.write(b"GET /version HTTP/1.1\r\n")
         silent_reader, silent_writer = await lodestar.open()

@@ -105,11 +105,7 @@ def test_a_bad_configuration_changes_nothing(tmp_path: Path) -> None:
 def test_what_the_grace_cuts_is_the_routers_error() -> None:
     async def body(lodestar: Lodestar, engine: TinyEngine) -> None:
         await lodestar.ready()
-        reader, writer = await lodestar.open()
-        writer.write(chat())
-        await engine.got_post.wait()
-        engine.events.put_nowait(b"data: one\n\n")
-        await reader.readuntil(b"data: one\n\n")
+        reader, writer = await lodestar.stream(engine)
         lodestar.process.send_signal(signal.SIGTERM)
         rest = await reader.read()
         assert b'"router_stopping"' in rest and not rest.endswith(b"0\r\n\r\n")
@@ -178,11 +174,7 @@ def test_an_engine_that_refuses_checks_and_is_silent_is_given_up() -> None:
 
     async def body(lodestar: Lodestar, engine: TinyEngine) -> None:
         await lodestar.ready()
-        reader, writer = await lodestar.open()
-        writer.write(chat())
-        await engine.got_post.wait()
-        engine.events.put_nowait(b"data: one\n\n")
-        await reader.readuntil(b"data: one\n\n")
+        reader, writer = await lodestar.stream(engine)
         engine.stop_listening()
         # One that goes on sending is being shut down, and finishes.
         for _ in range(8):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,27 +13,17 @@ import pytest
 from lodestar_fast.core.enums import Reason
 from lodestar_fast.core.policies import PrefixCache
 from lodestar_fast.sim.gpus import parse_fleet
-from lodestar_fast.sim.jobs import Job, make_jobs
+from lodestar_fast.sim.jobs import Job
 from lodestar_fast.sim.paper.index import TTL_SECONDS, Index
 from lodestar_fast.sim.run import Simulation
-from lodestar_fast.sim.workload import Request
+from tests.conversations import conversations
 
 torch = pytest.importorskip("torch")
 
 from lodestar_fast.sim.paper import model, policy  # noqa: E402
 from lodestar_fast.sim.paper.policy import Paper, Row  # noqa: E402
 
-
-def load(count: int, rate: float, seed: int = 3, output: int = 40) -> list[Job]:
-    rng = random.Random(seed)
-    requests, now = [], 0.0
-    for k in range(count):
-        now += rng.expovariate(rate)
-        turns = rng.randrange(1, 24)
-        runs = (1000 * rng.randrange(12), turns) if rng.random() < 0.6 else ()
-        prompt = 64 * turns + rng.randrange(1, 60)
-        requests.append(Request(k, now, prompt, rng.randrange(1, output), 64, runs))
-    return make_jobs(requests)
+load = partial(conversations, output=40, turns=24)
 
 
 def simulate(jobs: list[Job], fleet: str, paper: Paper | PrefixCache, **more: object) -> Simulation:

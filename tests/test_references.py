@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -16,18 +16,9 @@ from lodestar_fast.sim.references import AltruisticOracle, StaleOracle
 from lodestar_fast.sim.run import Simulation
 from lodestar_fast.sim.workload import Request
 from lodestar_fast.simulate.show import best_heuristic, references
+from tests.conversations import conversations
 
-
-def load(count: int, rate: float, seed: int = 3, output: int = 80) -> list[Job]:
-    rng = random.Random(seed)
-    requests, now = [], 0.0
-    for k in range(count):
-        now += rng.expovariate(rate)
-        turns = rng.randrange(1, 30)
-        runs = (1000 * rng.randrange(12), turns) if rng.random() < 0.6 else ()
-        prompt = 64 * turns + rng.randrange(1, 60)
-        requests.append(Request(k, now, prompt, rng.randrange(1, output), 64, runs))
-    return make_jobs(requests)
+load = partial(conversations, output=80, turns=30)
 
 
 def simulate(jobs: list[Job], chooser: Policy, fleet: str, **options: object) -> Simulation:

@@ -60,6 +60,15 @@ class Lodestar:
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.data)
 
+    async def stream(self, engine: TinyEngine) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A client whose answer has begun: its first event has come."""
+        reader, writer = await self.open()
+        writer.write(chat())
+        await engine.got_post.wait()
+        engine.events.put_nowait(b"data: one\n\n")
+        await reader.readuntil(b"data: one\n\n")
+        return reader, writer
+
     async def get(self, path: str, port: int = 0) -> tuple[int, bytes]:
         return await request(port or self.data, f"GET {path}")
 
@@ -250,11 +259,7 @@ def test_sigterm_lets_requests_finish_and_closes_the_rest() -> None:
     async def body(lodestar: Lodestar, engine: TinyEngine) -> None:
         await lodestar.ready()
         idle, idle_writer = await lodestar.open()
-        busy, busy_writer = await lodestar.open()
-        busy_writer.write(chat())
-        await engine.got_post.wait()
-        engine.events.put_nowait(b"data: one\n\n")
-        await busy.readuntil(b"data: one\n\n")
+        busy, busy_writer = await lodestar.stream(engine)
         lodestar.process.send_signal(signal.SIGTERM)
         assert await idle.read() == b"", "an idle client is closed"
         with pytest.raises(ConnectionRefusedError):
@@ -276,11 +281,7 @@ def test_sigterm_lets_requests_finish_and_closes_the_rest() -> None:
 def test_after_the_grace_the_rest_is_cut() -> None:
     async def body(lodestar: Lodestar, engine: TinyEngine) -> None:
         await lodestar.ready()
-        reader, writer = await lodestar.open()
-        writer.write(chat())
-        await engine.got_post.wait()
-        engine.events.put_nowait(b"data: one\n\n")
-        await reader.readuntil(b"data: one\n\n")
+        reader, writer = await lodestar.stream(engine)
         lodestar.process.send_signal(signal.SIGTERM)
         try:
             rest = await reader.read()
