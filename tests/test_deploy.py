@@ -92,6 +92,36 @@ def test_dashboard_panels_explain_themselves() -> None:
     assert all(p["description"] and p["targets"] for p in panels)
 
 
+def test_dashboard_panels_stand_side_by_side() -> None:
+    taken: dict[tuple[int, int], str] = {}
+    for panel in json.loads((DEPLOY / "grafana.json").read_text())["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        for x in range(at["x"], at["x"] + at["w"]):
+            for y in range(at["y"], at["y"] + at["h"]):
+                assert taken.setdefault((x, y), panel["title"]) == panel["title"]
+
+
+def test_dashboard_expressions_are_promql(tmp_path: Path) -> None:
+    """promtool reads them as rules, once Grafana's own variables have values."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    panels = json.loads((DEPLOY / "grafana.json").read_text())["panels"]
+    expressions = [t["expr"] for panel in panels for t in panel.get("targets", ())]
+    assert len(expressions) > 20
+    rules = [
+        {"record": f"panel:{i}", "expr": expr.replace("$__rate_interval", "1m")}
+        for i, expr in enumerate(expressions)
+    ]
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = subprocess.run(
+        [promtool, "check", "rules", file], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_alert_rules_fire_when_they_should() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
