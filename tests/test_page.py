@@ -192,6 +192,39 @@ async def looks(at: Site) -> None:
     assert "measured, mean" in said
 
 
+# Labels of a chart of that width that stick out of it. The last tick stands at the very end.
+CUT = """(async () => {
+    const { Scatter } = await import("/page/charts.js");
+    const { ms } = await import("/page/dom.js");
+    const box = document.createElement("div");
+    box.className = "chart";
+    box.style.width = "%dpx";
+    document.getElementById("main").append(box);
+    const scatter = new Scatter(box, ms, [{ name: "all", colour: "blue", has: () => true }]);
+    scatter.show([[%g * 1.3, %g / 1.3, 0]]);
+    const [svg] = box.getElementsByTagName("svg");
+    const { left, right, top, bottom } = svg.getBoundingClientRect();
+    const labels = [...svg.getElementsByTagName("text")];
+    const cut = labels.filter((label) => {
+        const at = label.getBoundingClientRect();
+        return at.left < left || at.right > right || at.top < top || at.bottom > bottom;
+    });
+    box.remove();
+    return labels.length < 4 ? ["too few"] : cut.map((label) => label.textContent);
+})()"""
+
+
+def test_no_label_of_predicted_against_real_is_cut(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with site(tmp_path) as at:
+            await at.log_in()
+            for width in (320, 420, 900):
+                for low, high in ((0.1, 20), (10, 1000), (20, 500_000)):
+                    assert await at.tab.js(CUT % (width, low, high)) == [], (width, low, high)
+
+    uvloop.run(asyncio.wait_for(main(), LIMIT))
+
+
 def test_three_hundred_engines_can_be_read(tmp_path: Path) -> None:
     async def main() -> None:
         urls = [f"http://10.255.{i // 100}.{i % 100}:8000" for i in range(300)]

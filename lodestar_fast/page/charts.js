@@ -7,6 +7,7 @@ const HEIGHT = 200;
 const LEFT = 50;
 const BOTTOM = 18;
 const TOP = 8;
+const RIGHT = 24; // half a label below the last tick of a scatter
 export const SPAN = 900; // seconds kept
 const LEAST_SPAN = 120; // seconds shown at least; more as there is more to show
 
@@ -208,7 +209,7 @@ export class Scatter extends Chart {
     const { pairs, width } = this;
     const [low, high] = bounds(pairs.flatMap(([predicted, real]) => [predicted, real]));
     const part = (v) => Math.log(v / low) / Math.log(high / low);
-    const x = (v) => LEFT + part(v) * (width - LEFT - 8);
+    const x = (v) => LEFT + part(v) * (width - LEFT - RIGHT);
     const y = (v) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - part(v));
     this.axis(decades(low, high), y);
     const across = decades(low, high);
