@@ -81,10 +81,12 @@ uint64_t ls_router_capacity(const struct ls_router *r, const struct ls_instance 
     return (uint64_t)ceil(tokens * ls_router_bytes_per_token(r) / r->config.block_bytes);
 }
 
-/* The prompt's blocks are entered for the instance, behind what its answers took meanwhile. */
-static void remember(struct ls_router *r, struct ls_instance *x, uint32_t slot) {
+/* The prompt's blocks are entered for the instance, behind what its answers took meanwhile. Not so
+ * a prompt longer than the cache: it will be refused, and must not push out what is there. */
+static struct ls_path remember(struct ls_router *r, struct ls_instance *x, uint32_t slot) {
     double per_token = ls_router_bytes_per_token(r) / r->config.block_bytes; /* blocks */
     uint64_t capacity = ls_router_capacity(r, x);
+    if (x->kv_tokens > 0 && r->prompt_tokens > x->kv_tokens) return (struct ls_path){0};
     if (capacity > 0) {
         uint64_t answered = (uint64_t)(x->unplaced * per_token);
         ls_index_spend(r->index, slot, answered, capacity);
@@ -93,6 +95,7 @@ static void remember(struct ls_router *r, struct ls_instance *x, uint32_t slot) 
             x->unplaced += ls_max(0, r->prompt_tokens - r->blocks / per_token);
     }
     ls_index_insert(r->index, slot, r->hashes, r->blocks, capacity);
+    return ls_index_path(r->index);
 }
 
 int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason, float predicted,
@@ -103,10 +106,7 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
     x->decisions++;
     if (!isnan(predicted)) ls_hist_add(&r->counters.predicted, (double)predicted);
     struct ls_path path = {0};
-    if (x->prefix_caching) {
-        remember(r, x, c->slot);
-        path = ls_index_path(r->index);
-    }
+    if (x->prefix_caching) path = remember(r, x, c->slot);
     uint32_t id = r->free_ticket;
     if (id) {
         r->free_ticket = r->tickets[id].newer;
@@ -265,7 +265,7 @@ static void learn_capacity(struct ls_router *r, struct ls_instance *x, const str
     if (fabs(off) <= ls_max(SLACK_BLOCKS * per_block, SLACK_SHARE * t->usage_tokens)) return;
     double now = x->learned_tokens > 0 ? x->learned_tokens : (double)x->kv_tokens;
     if (off < 0) {
-        ls_index_outlive(r->index, t->slot, t->path.before);
+        if (t->path.before) ls_index_outlive(r->index, t->slot, t->path.before);
         if (now <= 0) /* nobody told: at most what it was given since */
             now = ls_max(1, (double)ls_index_blocks(r->index, t->slot)) * per_block;
         now -= ls_min(-off, now * SHRINK_MOST);

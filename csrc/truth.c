@@ -41,6 +41,7 @@ static void touch(struct ls_index *ix, uint32_t slot, uint32_t n) {
 
 void ls_index_release(struct ls_index *ix, uint32_t slot, const struct ls_path *path,
                       uint64_t capacity) {
+    if (path->node == NIL) return; /* nothing was pinned */
     pin(ix, path->stamp, 0);
     uint64_t since = ix->shelves[slot].turned - path->turned;
     if (capacity > 0 && since > capacity / STALE && path_is_there(ix, path))

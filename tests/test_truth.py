@@ -61,6 +61,20 @@ def test_what_was_never_computed_is_withdrawn(event: Event) -> None:
     router._check()
 
 
+def test_a_prompt_longer_than_the_cache_pushes_nothing_out() -> None:
+    router = make_router(instances=1, block_bytes=BLOCK, kv_tokens=40)
+    send(router, b"a" * BLOCK * 5)
+    send(router, b"b" * BLOCK * 5)
+    refused = b"a" * BLOCK * 5 + b"c" * BLOCK * 6
+    router.observe(router.route(refused, 1.0).ticket, Event.FAILED, 1.0)
+    assert held(router, refused) == held(router, b"b" * BLOCK * 5) == 5
+    send(router, refused, cached=0)  # served after all: one that says nothing true of its cache
+    assert held(router, b"b" * BLOCK * 5) == 5
+    send(router, b"d" * BLOCK)  # nor was it used: what is older goes first
+    assert (held(router, refused), held(router, b"b" * BLOCK * 5)) == (4, 5)
+    router._check()
+
+
 def test_what_another_request_computes_stays() -> None:
     router = make_router(instances=1, block_bytes=BLOCK)
     first, _ = (router.route(b"a" * BLOCK * 20, 1.0).ticket for _ in range(2))
