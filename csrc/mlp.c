@@ -111,6 +111,15 @@ int ls_model_load(struct ls_model *m, const void *blob, size_t bytes) {
             params += layer_params(inputs, outputs, last);
         }
     }
+    if ((error = take_floats(&in, m->upper, 2, 0)) < 0) return error;
+    if ((error = take_floats(&in, &m->answer, 1, 0)) < 0) return error;
+    if ((error = take_floats(&in, m->tpot, LS_WIDTH, 0)) < 0) return error;
+    if (m->answer < 0) return LS_EVALUE;
+    m->tells_tpot = 0;
+    for (uint32_t i = 0; i < LS_WIDTH; i++) {
+        if (m->tpot[i] < 0) return LS_EVALUE;
+        m->tells_tpot |= m->tpot[i] > 0;
+    }
     for (m->simd = LS_SIMDS - 1; !ls_simd_has(m->simd); m->simd--) {
     }
     return in.left == 0 ? 0 : LS_ESIZE;
@@ -136,4 +145,19 @@ void ls_model_score(const struct ls_model *m, const float *rows, uint32_t n, flo
     if (m->simd == LS_AVX2) forward = ls_forward_avx2;
 #endif
     forward(m, rows, n, seconds, outside);
+}
+
+/* ---- The other heads ------------------------------------------------------------------------- */
+
+void ls_model_tpot(const struct ls_model *m, const float *rows, uint32_t n, float *seconds) {
+    for (uint32_t r = 0; r < n; r++, rows += LS_WIDTH) {
+        float sum = 0;
+        for (uint32_t i = 0; i < LS_WIDTH; i++) sum += m->tpot[i] * rows[i];
+        seconds[r] = sum > 1e-4f ? sum : 1e-4f; /* written so that NaN is the least, not none */
+    }
+}
+
+float ls_model_upper(const struct ls_model *m, const float *row, float seconds) {
+    int loaded = row[LS_F_queue_seconds] > LS_LOADED_SECONDS;
+    return seconds * expf(m ? m->upper[loaded] : LS_COLD_UPPER);
 }

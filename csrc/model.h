@@ -3,14 +3,21 @@
  *   T = max(linear . x, 1e-4) * exp(clip(mlp(clip(x)), -bound, bound))     seconds to first token
  *
  * The linear part is physical: it may be trusted away from the data. The MLP corrects it by a
- * bounded factor, and only rows inside the range seen in training. Blob, little endian, W =
- * LS_WIDTH:
+ * bounded factor, and only rows inside the range seen in training. Two more heads tell what a first
+ * token takes in all but one case of ten, and how long each further one will:
+ *
+ *   upper = T exp(upper[queue_seconds > LS_LOADED_SECONDS])                                 seconds
+ *   tpot  = max(tpot . x, 1e-4)                                         seconds a token, physical too
+ *
+ * Blob, little endian, W = LS_WIDTH:
  *
  *   u32 magic  u32 format  u64 schema  u32 version  u32 W  u32 L  [u32 dims[L + 1] if L > 0]
  *   f32 bound  f32 linear[W]
  *   if L > 0:  f32 clip_low[W]  clip_high[W]  range_low[W]  range_high[W]
  *              then for each layer  f32 weight[out][in]  f32 bias[out];  ReLU between layers
+ *   f32 upper[2]  f32 answer  f32 tpot[W]
  *
+ * answer: tokens of an answer in the mean, 0: not known; tpot: none negative, all 0: not known.
  * dims[0] = W, dims[L] = 1, hidden 1..LS_MAX_HIDDEN. Every number is finite, but ranges may be
  * infinite.
  */
@@ -25,7 +32,9 @@
 #define LS_MAX_LAYERS 4
 #define LS_MAX_HIDDEN 128
 #define LS_BLOB_MAGIC 0x4C535742u
-#define LS_BLOB_FORMAT 1u
+#define LS_BLOB_FORMAT 2u
+#define LS_LOADED_SECONDS 0.03f  /* of queue: more than the iteration that is running */
+#define LS_COLD_UPPER 0.6931472f /* log factor: without a model as likely twice as long as not */
 
 /* Instruction sets that the forward pass is compiled for. The best that the processor has is chosen
  * when weights are loaded; all agree to rounding. */
@@ -51,6 +60,10 @@ struct ls_model { /* to be allocated at a multiple of 64 bytes: aligned_alloc() 
     float linear[LS_WIDTH];
     float clip_low[LS_WIDTH], clip_high[LS_WIDTH], range_low[LS_WIDTH], range_high[LS_WIDTH];
     float bound;
+    float upper[2]; /* log factor without and with a queue */
+    float answer;   /* tokens */
+    float tpot[LS_WIDTH];
+    uint8_t tells_tpot;
     uint32_t version, layers, dims[LS_MAX_LAYERS + 1];
     enum ls_simd simd;
 };
@@ -62,6 +75,11 @@ int ls_model_load(struct ls_model *model, const void *blob, size_t bytes);
  * correction. What is equal in all rows, as a request's own columns are, is computed once. */
 void ls_model_score(const struct ls_model *model, const float *rows, uint32_t n, float *seconds,
                     uint8_t *outside);
+
+/* The head of the time between tokens, if tells_tpot. */
+void ls_model_tpot(const struct ls_model *model, const float *rows, uint32_t n, float *seconds);
+/* The upper quantile for a row with that prediction; model NULL: there is none yet. */
+float ls_model_upper(const struct ls_model *model, const float *row, float seconds);
 
 /* FNV-1a over "name|unit|scale;" of all rows, scale as written in features.h. */
 uint64_t ls_schema_hash(void);

@@ -219,12 +219,14 @@ static void make_blob(void) {
     if (layers) put(dims, (layers + 1) * sizeof *dims);
     put_floats(1, 0, 2);
     put_floats(LS_WIDTH, -1, 1);
-    if (!layers) return;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2 && layers; i++) {
         put_floats(LS_WIDTH, -3, -1);
         put_floats(LS_WIDTH, 1, 3);
     }
     for (uint32_t i = 0; i < layers; i++) put_floats(dims[i + 1] * (dims[i] + 1), -1, 1);
+    put_floats(2, -1, 1);
+    put_floats(1, 0, 500);
+    put_floats(LS_WIDTH, 0, below(2));
 }
 
 static void score(struct ls_model *model, uint32_t n) {
@@ -236,7 +238,11 @@ static void score(struct ls_model *model, uint32_t n) {
         model->simd = (enum ls_simd)simd;
         ls_model_score(model, rows, n, seconds, outside);
         for (uint32_t i = 0; i < n; i++) CHECK(seconds[i] >= 0 && seconds[i] <= 1e9f);
+        for (uint32_t i = 0; i < n; i++)
+            CHECK(ls_model_upper(model, rows + i * LS_WIDTH, seconds[i]) >= 0);
     }
+    ls_model_tpot(model, rows, n, seconds);
+    for (uint32_t i = 0; i < n; i++) CHECK(seconds[i] >= 1e-4f);
 }
 
 static void fuzz_blobs(struct ls_model *model) {

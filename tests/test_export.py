@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 
 import numpy as np
@@ -38,15 +39,16 @@ def corrected(hidden: tuple[int, ...] = (24, 24), seed: int = 0) -> Blob:
 
 def test_linear_blob_byte_by_byte() -> None:
     data = pack(linear())
-    head = struct.pack("<IIQIII", 0x4C535742, 1, features.SCHEMA_HASH, 7, W, 0)
+    head = struct.pack("<IIQIII", 0x4C535742, 2, features.SCHEMA_HASH, 7, W, 0)
     assert data[: len(head)] == head
-    assert data[len(head) :] == struct.pack(f"<f{W}f", 0.0, *np.linspace(0, 1, W))
+    heads = struct.pack("<3f", math.log(2), math.log(2), 0.0) + bytes(4 * W)
+    assert data[len(head) :] == struct.pack(f"<f{W}f", 0.0, *np.linspace(0, 1, W)) + heads
 
 
 def test_blob_with_network_has_the_promised_length() -> None:
     sizes = (W, 24, 24, 1)
     weights = sum(a * b + b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
-    assert len(pack(corrected())) == 28 + 4 * (4 + 1 + W + 4 * W + weights)
+    assert len(pack(corrected())) == 28 + 4 * (4 + 1 + W + 4 * W + weights + 3 + W)
 
 
 @pytest.mark.parametrize("blob", [linear(), corrected(), corrected((1,)), corrected((128,) * 3)])

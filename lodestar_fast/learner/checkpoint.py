@@ -23,7 +23,7 @@ from lodestar_fast.errors import BlobError
 
 NAME: Final = "learner.checkpoint"
 MAGIC: Final = b"LSCK"
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1 knew no heads
 HEADER: Final = struct.Struct("<4sIQQ16s")
 MAX_BYTES: Final = 16 << 20  # a thousand times what is written; the folder may hold anything
 
@@ -34,7 +34,7 @@ class State(msgspec.Struct, frozen=True):
     Arrays are little-endian float64 (`network`: float32) in the layout of their owners: normal_a
     (n, n), normal_b and theta (n,) of LinearModel; mean, std, low, high (W,) of the rows seen;
     network (weight, bias, weight, ...) of Correction, empty if there is none; losses: the two
-    running validation losses and their weight.
+    running validation losses and their weight; heads: of Heads, in its own layout.
     """
 
     version: int
@@ -42,6 +42,7 @@ class State(msgspec.Struct, frozen=True):
     normal_a: bytes
     normal_b: bytes
     theta: bytes
+    heads: bytes
     mean: bytes
     std: bytes
     low: bytes
@@ -64,7 +65,7 @@ def decode(data: bytes) -> State:
     magic, format_, schema, length, digest = HEADER.unpack_from(data)
     payload = data[HEADER.size :]
     if magic != MAGIC or format_ != FORMAT:
-        raise BlobError(f"checkpoint starts with {magic!r}, format {format_}")
+        raise BlobError(f"checkpoint starts with {magic!r}, format {format_}, not {FORMAT}")
     if schema != features.SCHEMA_HASH:
         raise BlobError(
             f"checkpoint has feature schema {schema:#x}, this build {features.SCHEMA_HASH:#x}"

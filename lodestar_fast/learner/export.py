@@ -9,13 +9,17 @@ Little endian, nothing between the parts and nothing after them:
     f32 clip_low[W] clip_high[W]         if L > 0, and all below: the network's inputs are clipped
     f32 range_low[W] range_high[W]       seen in training: a row outside gets no correction
     f32 weight[out][in], f32 bias[out]   for each layer; ReLU between layers
+    f32 upper[2] answer tpot[W]          the other heads: learner/heads.py
 
-Prediction for a row x: max(linear . x, 1e-4) exp(clip(net(clip(x)), -bound, bound)) seconds.
+Prediction for a row x: T = max(linear . x, 1e-4) exp(clip(net(clip(x)), -bound, bound)) seconds to
+the first token, T exp(upper) in all but one case of ten, max(tpot . x, 1e-4) seconds for each
+further token of `answer` in the mean. A blob of an earlier format is refused.
 The standardisation of training is folded into the first layer, so the core has no normaliser.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any, Final, NamedTuple
 
@@ -28,8 +32,10 @@ from lodestar_fast.errors import BlobError
 Array = NDArray[np.float32]
 
 MAGIC: Final = 0x4C535742
-FORMAT: Final = 1
+FORMAT: Final = 2
 HEADER: Final = struct.Struct("<IIQIII")
+LOADED_SECONDS: Final = np.float32(0.03)  # LS_LOADED_SECONDS in csrc/model.h
+LEAST_TPOT: Final = 1e-4
 MAX_LAYERS: Final = 4
 MAX_HIDDEN: Final = 128
 
@@ -44,6 +50,18 @@ class Network(NamedTuple):
     layers: list[tuple[Array, Array]]
 
 
+class Heads(NamedTuple):
+    """What is predicted besides the time to the first token; these values: nothing is known."""
+
+    upper: tuple[float, float] = (math.log(2.0), math.log(2.0))  # log factor: no queue, queue
+    answer: float = 0.0  # tokens of an answer
+    tpot: Array | None = None  # (W,) coefficients, seconds
+
+    @property
+    def slopes(self) -> Array:
+        return np.zeros(features.WIDTH, np.float32) if self.tpot is None else self.tpot
+
+
 class Blob(NamedTuple):
     """The contents of a weight blob. network is None for a linear one."""
 
@@ -51,6 +69,16 @@ class Blob(NamedTuple):
     linear: Array
     bound: float
     network: Network | None
+    heads: Heads = Heads()
+
+    def predict_upper(self, x: Array) -> NDArray[np.float64]:
+        """Seconds to the first token, in all but one case of ten."""
+        loaded = x[:, features.INDEX["queue_seconds"]] > LOADED_SECONDS
+        return self.predict(x) * np.exp(np.where(loaded, self.heads.upper[1], self.heads.upper[0]))
+
+    def predict_tpot(self, x: Array) -> NDArray[np.float64]:
+        """Seconds for each token after the first."""
+        return np.maximum(x.astype(np.float64) @ self.heads.slopes.astype(np.float64), LEAST_TPOT)
 
     def predict(self, x: Array) -> NDArray[np.float64]:
         """Seconds for rows (n, W): what the core computes, as a reference for tests."""
@@ -88,6 +116,8 @@ def pack(blob: Blob) -> bytes:
     if network:
         parts += [_floats(part) for part in network[:4]]
         parts += [_floats(part) for layer in layers for part in layer]
+    heads = blob.heads
+    parts += [struct.pack("<3f", *heads.upper, heads.answer), _floats(heads.slopes)]
     data = b"".join(parts)
     parse(data)
     return data
@@ -117,7 +147,7 @@ def parse(data: bytes) -> Blob:
         raise BlobError(f"weight blob of {len(data)} bytes has no header")
     magic, format_, schema, version, width, depth = HEADER.unpack_from(data)
     if magic != MAGIC or format_ != FORMAT:
-        raise BlobError(f"weight blob has magic {magic:#x}, format {format_}")
+        raise BlobError(f"weight blob has magic {magic:#x}, format {format_}, not {FORMAT}")
     if schema != features.SCHEMA_HASH or width != features.WIDTH:
         raise BlobError(f"weight blob has feature schema {schema:#x} of {width} columns")
     if depth > MAX_LAYERS:
@@ -137,10 +167,16 @@ def parse(data: bytes) -> Blob:
             for a, b in zip(dims[:-1], dims[1:], strict=True)
         ]
         network = Network(clip_low, clip_high, range_low, range_high, layers)
+    light, loaded, answer = reader.take(3).tolist()
+    heads = Heads((light, loaded), answer, reader.take(width))
     if reader.at != len(data):
         raise BlobError(f"weight blob has {len(data) - reader.at} bytes too many")
     _check_finite(bound, linear, network)
-    return Blob(version, linear, bound, network)
+    if not np.isfinite([light, loaded, answer, *heads.slopes]).all():
+        raise BlobError("weight blob has a head that is not finite")
+    if answer < 0 or (heads.slopes < 0).any():
+        raise BlobError("weight blob has a head with a negative coefficient")
+    return Blob(version, linear, bound, network, heads)
 
 
 def _check_finite(bound: float, linear: Array, network: Network | None) -> None:

@@ -95,16 +95,20 @@ class LinearModel:
             return
         work = x[:, [features.INDEX["own_seconds"], features.INDEX["queue_seconds"]]]
         work = work.sum(axis=1, dtype=np.float64)
+        self.enter(x, reward.label(ttft, work), reward.weight(work), time)
+
+    def enter(self, x: NDArray[np.float32], label: Vector, weight: Vector, time: Vector) -> None:
+        """The same with labels (seconds) and weights that are known."""
         newest = float(time.max())
         if self.time is None:
             self.time = newest
         if newest > self.time:
             self._fade(newest - self.time)
             self.time = newest
-        weight = np.exp((time - self.time) / FADE_SECONDS) * reward.weight(work)
+        weight = np.exp((time - self.time) / FADE_SECONDS) * weight
         rows = x[:, self.columns].astype(np.float64)
         self.a += rows.T @ (rows * weight[:, None])
-        self.b += rows.T @ (weight * reward.label(ttft, work))
+        self.b += rows.T @ (weight * label)
 
     def _fade(self, seconds: float) -> None:
         factor = np.exp(-seconds / FADE_SECONDS)

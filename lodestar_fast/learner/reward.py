@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 
 BASE_SECONDS: Final = 0.03  # about one iteration of an engine: no answer is relatively exact below
+PACE_SECONDS: Final = 0.01  # the quickest iteration of an engine, about
 CAP_FACTOR: Final = 10.0
 CAP_SECONDS: Final = 0.3
 BOUND: Final = math.log(2.0)  # of the network's correction as served, log factor
@@ -41,4 +42,18 @@ def target(ttft: NDArray[Any], physical: Vector) -> NDArray[np.float32]:
     """What the network is to say: log of measured over physical time (both seconds), bounded."""
     ratio = np.log(np.maximum(ttft, 1e-4) / physical)
     out: NDArray[np.float32] = np.clip(ratio, -TARGET_BOUND, TARGET_BOUND).astype(np.float32)
+    return out
+
+
+def pace_label(tpot: Vector, present: Vector) -> Vector:
+    """Seconds a token for the physical model, bounded as label() is.
+
+    present: length of the instance's iterations when the request was dispatched, seconds.
+    """
+    return np.minimum(tpot, CAP_FACTOR * (PACE_SECONDS + present) + CAP_SECONDS)
+
+
+def pace_weight(present: Vector) -> Vector:
+    """As weight(): errors count in relation to what could be known before."""
+    out: Vector = 1.0 / (PACE_SECONDS + present) ** 2
     return out

@@ -71,6 +71,7 @@ def _describe(trainer: Trainer | None) -> dict[str, Any]:
         "corrects": trainer.corrects,
         "log_error_linear": linear,
         "log_error_corrected": corrected,
+        **trainer.heads.status(),
     }
 
 

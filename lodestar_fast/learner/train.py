@@ -23,8 +23,9 @@ from lodestar_fast import features
 from lodestar_fast.config import LearnerConfig
 from lodestar_fast.errors import BlobError
 from lodestar_fast.learner import export, reward
-from lodestar_fast.learner.buffer import Buffer
+from lodestar_fast.learner.buffer import Buffer, decode
 from lodestar_fast.learner.checkpoint import State
+from lodestar_fast.learner.heads import Heads
 from lodestar_fast.learner.linear import LinearModel
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Trainer:
     def __init__(self, config: LearnerConfig, network: Correction | None) -> None:
         self.buffer = Buffer()
         self.linear = LinearModel()
+        self.heads = Heads()
         self.network = network
         self.version = 0
         self.rounds = 0
@@ -77,7 +79,9 @@ class Trainer:
 
     def add(self, samples: bytes) -> int:
         """Take a batch, return how many first tokens it held. Raises BlobError."""
-        return self.buffer.add(samples)
+        first = self.buffer.add(samples)
+        self.heads.add(decode(samples))
+        return first
 
     @property
     def ready(self) -> bool:
@@ -196,8 +200,9 @@ class Trainer:
                 layers=export.fold(self.network.weights(), self._mean, self._inverse_std),
             )
         linear = self.linear.coefficients.astype(np.float32)
+        heads = self.heads.solve()
         try:
-            blob = export.pack(export.Blob(self.version + 1, linear, bound, from_network))
+            blob = export.pack(export.Blob(self.version + 1, linear, bound, from_network, heads))
         except BlobError as e:
             self._refuse(str(e))
             return None
@@ -231,6 +236,7 @@ class Trainer:
             normal_a=self.linear.a.tobytes(),
             normal_b=self.linear.b.tobytes(),
             theta=self.linear.theta.tobytes(),
+            heads=self.heads.state(),
             mean=self._mean.tobytes(),
             std=self._std.tobytes(),
             low=self._low.tobytes(),
@@ -248,6 +254,7 @@ class Trainer:
         rows = [_vector(part, width) for part in (state.mean, state.std)]
         # The range is infinite until the network has been trained once.
         rows += [_vector(part, width, finite=False) for part in (state.low, state.high)]
+        self.heads.restore(state.heads)
         if self.network is not None and state.network:
             self.network.set_weights(_layers(state.network, self.network))
             self._losses[:] = state.losses
