@@ -333,3 +333,25 @@ def test_hashes_chain_over_full_blocks() -> None:
     for size in (0, 12, -8):
         with pytest.raises(ValueError, match="multiple of 8"):
             hash_prompt(text, size)
+
+
+def test_first_token_is_where_stepping_finds_it() -> None:
+    engine = Engine(unit(max_batched_tokens=8))
+    for rid, prompt in enumerate((20, 9, 30)):
+        engine.submit(rid, [], prompt, 3, 0.0)
+    twin = engine.copy()
+    seen = {rid: end for end, rid, generated in _tokens(engine) if generated == 1}
+    assert twin.copy().first_token(2, math.inf) == seen[2] > seen[1]
+    assert twin.copy().first_token(2, seen[2]) == seen[2]
+    assert twin.copy().first_token(2, seen[1]) == math.inf
+    assert twin.copy().first_token(7, math.inf) == math.inf  # of nobody: until it is idle
+    left = twin.copy()
+    left.first_token(1, math.inf)
+    assert left.generation_tokens and left.next_time() > seen[1]
+
+
+def _tokens(engine: Engine) -> list[tuple[float, int, int]]:
+    out = []
+    while (end := engine.next_time()) < math.inf:
+        out += [(end, rid, generated) for rid, generated, _ in engine.step(end)]
+    return out

@@ -53,6 +53,7 @@ cdef class Engine:
     cdef int32_t batch            # R
     cdef double pairs             # A, in pairs; halves are possible
 
+    cdef bint advance(self, list out, int64_t rid) except -1
     cdef void publish(self, Request r) noexcept
     cdef void release(self, Request r) noexcept
     cdef int start(self, double now) except -1

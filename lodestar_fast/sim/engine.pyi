@@ -34,7 +34,7 @@ class Engine:
     def kv_usage(self) -> float:
         """Share of blocks referenced by requests, 0 to 1; cached blocks do not count."""
     finished: dict[int, int]
-    """Cached tokens of the requests that the latest step finished, in their order."""
+    """Cached tokens of the requests that the latest call finished, in their order."""
     def __init__(self, spec: EngineSpec, seed: int = 0, jitter: float = 0.0) -> None: ...
     def submit(
         self,
@@ -64,6 +64,11 @@ class Engine:
 
         Returns (rid, tokens generated so far, finished) of each request that got a token.
         Called late, call again while next_time() <= now. ValueError if nothing ends by now.
+        """
+    def first_token(self, rid: int, limit: float) -> float:
+        """Step until the first token of rid, at most to limit: when it comes; inf if not by then.
+
+        As calling step() over and over, but nothing is told of the other requests.
         """
     def cached_tokens(self, rid: int) -> int:
         """Prompt tokens found in the cache at admission, 0 before it.

@@ -141,10 +141,26 @@ cdef class Engine:
     def step(self, double now):
         if self.end == INFINITY or not now >= self.end:  # also NaN
             raise ValueError(f"nothing ends by {now}: the next is at {self.end}")
-        cdef list out = [], still = []
-        cdef Request r
-        cdef bint done
+        cdef list out = []
         self.finished.clear()
+        self.advance(out, -1)
+        return out
+
+    def first_token(self, int64_t rid, double limit):
+        cdef double end
+        self.finished.clear()
+        while self.end <= limit and self.end < INFINITY:
+            end = self.end
+            if self.advance(None, rid):
+                return end
+        return INFINITY
+
+    cdef bint advance(self, list out, int64_t rid) except -1:
+        """Completes the iteration that runs, and starts the next. out: takes what step() returns,
+        or None. Whether the first token of rid came out."""
+        cdef list still = []
+        cdef Request r
+        cdef bint done, begun = False
         for r in self.active:
             if r.scheduled:
                 r.computed += r.scheduled
@@ -156,8 +172,10 @@ cdef class Engine:
                     self.generation_tokens += 1
                     if r.generated == 1:
                         self.prompt_tokens += r.prompt
+                        begun = begun or r.rid == rid
                     done = r.generated == r.output
-                    out.append((r.rid, r.generated, done))
+                    if out is not None:
+                        out.append((r.rid, r.generated, done))
                     if done:
                         self.release(r)
                         del self.live[r.rid]
@@ -166,7 +184,7 @@ cdef class Engine:
             still.append(r)
         self.active = still
         self.start(self.end)
-        return out
+        return begun
 
     cdef void publish(self, Request r) noexcept:
         """Makes the blocks findable that became full."""

@@ -34,11 +34,7 @@ def first_token(engine: Engine, index: int, job: Job, now: float, limit: float =
         return INF
     twin = engine.copy()
     twin.submit(index, job.hashes, job.prompt_tokens, job.output_tokens, now)
-    while (end := twin.next_time()) <= limit and end < INF:
-        for rid, _, _ in twin.step(end):
-            if rid == index:
-                return end
-    return INF
+    return twin.first_token(index, limit)
 
 
 def first_tokens(
