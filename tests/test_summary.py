@@ -103,17 +103,25 @@ def test_run_counts() -> None:
     assert run["rate"] == 1.25 and run["preemptions"] == 3
 
 
-def test_in_time_is_judged_by_the_fastest_idle_gpu() -> None:
-    judge = in_time(parse_fleet("a30+h100"))
-    fine = record(0.0, 0.19, tpot=0.01)
+def test_in_time_asks_of_all_what_most_engines_can_do() -> None:
+    judge = in_time(parse_fleet("2xa30+1xh100"))
+    fine = record(0.0, 0.19, tpot=0.042)  # an idle A30: 21.5 ms
     assert judge(fine) and judge(record(0.0, 0.19))
     assert not judge(record(0.0, 0.21, tpot=0.01))  # 100 tokens: the floor of 200 ms holds
-    assert judge(record(0.0, 0.21, prompt_tokens=8000, tpot=0.01))  # 5 x 190 ms
-    assert not judge(record(0.0, 0.19, tpot=0.03))
+    assert judge(record(0.0, 5.9, prompt_tokens=8000, tpot=0.01))  # 5 x 1.2 s
+    assert not judge(record(0.0, 6.8, prompt_tokens=8000, tpot=0.01))
+    assert not judge(record(0.0, 0.19, tpot=0.045))
     assert not judge(record(0.0, 0.19, error="broke off")) and not judge(record(0.0, None))
     runs = [fine, record(1.0, 0.9)]
     run = run_summary(runs, policy=None, seed=1, trace="t", in_time=judge)
     assert run["slo_attainment"] == 0.5
+
+
+def test_in_time_means_more_than_half_of_the_engines() -> None:
+    slow, fast = record(0.0, 0.1, tpot=0.04), record(0.0, 0.1, tpot=0.01)
+    assert in_time(parse_fleet("1xa30+1xh100"))(slow)  # half is not enough
+    assert not in_time(parse_fleet("1xa30+2xh100"))(slow)
+    assert in_time(parse_fleet("1xa30+2xh100"))(fast)
 
 
 def test_document_is_written_or_refused(tmp_path: Path) -> None:
