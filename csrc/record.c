@@ -2,11 +2,13 @@
 #include "record.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define STEP 0.02       /* of an end of the interval at a miss or hit, of a natural log */
 #define LATE_STATUS 64  /* outcomes among which a status finds its own: it comes right after it */
+#define LINE 64         /* bytes of the cache */
 #define PAGE 4096       /* bytes, or a part of one */
 #define FIRST_ERROR 0.7 /* ln 2: where the interval begins, either way */
 
@@ -93,6 +95,13 @@ static void mark_prefix(const struct ls_router *r, struct ls_record *record, uin
     record->marks = n;
 }
 
+/* The ring is larger than the caches: have the next place at hand when it is written. */
+static void expect(const struct ls_records *records, uint32_t rows) {
+    const char *next = (const char *)&records->ring[records->made % records->capacity];
+    size_t size = offsetof(struct ls_record, rows) + rows * sizeof(struct ls_recorded);
+    for (size_t at = 0; at < size; at += LINE) __builtin_prefetch(next + at, 1);
+}
+
 struct ls_record *ls_record_keep(struct ls_router *r, const struct ls_thought *t, uint32_t chosen,
                                  enum ls_reason reason, float predicted, int64_t ticket,
                                  uint32_t version) {
@@ -137,6 +146,7 @@ struct ls_record *ls_record_keep(struct ls_router *r, const struct ls_thought *t
     }
     if (records->marks) mark_prefix(r, record, records->marks + (size_t)place * LS_RECORD_MARKS);
     if (ticket > 0) r->tickets[(uint64_t)ticket & 0xFFFFFFFFu].record = serial;
+    expect(records, record->n);
     return record;
 }
 

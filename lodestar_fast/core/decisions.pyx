@@ -7,6 +7,7 @@ Its JSON (rows.pyx) is written without the GIL, as the log of decisions wants ev
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport PyObject, Py_XDECREF, Py_XINCREF
 from libc.math cimport isfinite
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -29,6 +30,22 @@ cdef list REASONS = [f'"{reason.name.lower()}"'.encode() for reason in Reason]
 cdef list EVENTS = [event.name.lower() for event in Event]
 
 
+cdef void set_label(
+    Label *label, PyObject *decider, PyObject *id, PyObject *path, PyObject *model, int attempt
+) noexcept:
+    cdef Label old = label[0]
+    label.decider, label.id, label.path, label.model = decider, id, path, model
+    label.attempt = attempt
+    Py_XINCREF(decider)
+    Py_XINCREF(id)
+    Py_XINCREF(path)
+    Py_XINCREF(model)
+    Py_XDECREF(old.decider)
+    Py_XDECREF(old.id)
+    Py_XDECREF(old.path)
+    Py_XDECREF(old.model)
+
+
 @cython.final
 cdef class Decisions:
     """The ring of one router. See decisions.pyi."""
@@ -39,12 +56,18 @@ cdef class Decisions:
         self.odds = <float *>calloc(<size_t>max_instances, sizeof(float))
         if self.records == NULL or self.scores == NULL or self.odds == NULL:
             raise MemoryError
-        self.labels = [None] * capacity
-        self.deciders = [None] * capacity
+        self.labels = <Label *>calloc(<size_t>capacity, sizeof(Label))
+        if self.labels == NULL:
+            raise MemoryError
         self.names = {}
         self.decider = ("", "")
 
     def __dealloc__(self):
+        cdef Py_ssize_t place
+        if self.labels != NULL:
+            for place in range(self.records.capacity):
+                set_label(&self.labels[place], NULL, NULL, NULL, NULL, 0)
+            free(self.labels)
         ls_records_free(self.records)
         free(self.scores)
         free(self.odds)
@@ -70,11 +93,9 @@ cdef class Decisions:
             r, &thought, <uint32_t>choice, <ls_reason>c.reason_code, <float>c.predicted, ticket,
             <uint32_t>version)
         cdef str mode = policy.mode()
-        name = policy.name
-        if self.decider[0] is not name or self.decider[1] is not mode:
-            self.decider = (name, mode)
-        self.deciders[place] = self.decider
-        self.labels[place] = None
+        if self.policy is not policy or self.decider[1] is not mode:
+            self.policy, self.decider = policy, (policy.name, mode)
+        set_label(&self.labels[place], <PyObject *>self.decider, NULL, NULL, NULL, 0)
         return 0
 
     cpdef uint64_t label(
@@ -84,8 +105,17 @@ cdef class Decisions:
             return 0
         if model is not None and len(model) > MOST_TEXT:
             model = model[:MOST_TEXT]
-        self.labels[(self.records.made - 1) % self.records.capacity] = (id, path, model, attempt)
+        cdef Label *label = &self.labels[(self.records.made - 1) % self.records.capacity]
+        set_label(
+            label, label.decider, <PyObject *>id, <PyObject *>path, <PyObject *>model, attempt)
         return self.records.made
+
+    cdef tuple label_at(self, Py_ssize_t place):
+        """(id, path, model, attempt) of a place of the ring; None: nobody said."""
+        cdef Label *label = &self.labels[place]
+        if label.id == NULL:
+            return None
+        return <object>label.id, <object>label.path, <object>label.model, label.attempt
 
     cpdef void status(self, uint64_t serial, int status) noexcept:
         ls_record_status(self.records, serial, status)
@@ -109,8 +139,8 @@ cdef class Decisions:
                 memcpy(
                     batch.marks_ + i * LS_RECORD_MARKS,
                     self.records.marks + place * LS_RECORD_MARKS, row.marks * sizeof(uint64_t))
-            batch.labels.append(self.labels[place])
-            batch.deciders.append(self.deciders[place])
+            batch.labels.append(self.label_at(place))
+            batch.deciders.append(<object>self.labels[place].decider)
             for k in range(row.n):
                 batch.names.append(self.names.get(
                     <uint64_t>row.rows[k].seen.slot << 32 | row.rows[k].epoch, b'""'))
@@ -135,7 +165,7 @@ cdef class Decisions:
         cdef uint64_t serial, made = self.records.made
         cdef uint64_t least = made - min(made, <uint64_t>self.records.capacity)
         for serial in range(made, least, -1):
-            label = self.labels[(serial - 1) % self.records.capacity]
+            label = self.label_at((serial - 1) % self.records.capacity)
             if label is not None and label[0] == wanted:
                 return self.copy(serial, 1)
         return self.copy(1, 0)

@@ -20,6 +20,9 @@ cdef class Router(RouterView):
     cdef bint deciding                      # inside pick(): nothing may change
     cdef uint32_t version                   # of the weights behind the prediction just made
     cdef readonly Decisions decisions       # those kept; None: none are
+    cdef Py_ssize_t unkept                  # choice of a decision that keep() is to follow; else -1
+    cdef long long ticket                   # its ticket
+    cdef bint overruled                     # the policy failed: the choice is not its own
 
     # -- the driver's three verbs --
     cpdef Decision route(
@@ -30,6 +33,9 @@ cdef class Router(RouterView):
     cpdef report(
         self, Py_ssize_t slot, double now, double running, double waiting, double kv_usage)
 
+    cdef Decision decide(
+        self, prompt, double now, Py_ssize_t prompt_tokens, seed, avoid, bint streaming, session)
+    cdef int keep(self) except -1
     cdef Decision choose(self, const ls_request *request, double now)
     cdef Py_ssize_t ask(self) except -1
     cdef uint64_t session_key(self, bytes session) except? 0

@@ -91,6 +91,7 @@ cdef class Router(RouterView):
             for i in range(8):
                 self.r.key.word[i] |= 1  # a factor of 0 would hide what it is multiplied with
         self._policy = policy
+        self.unkept = -1
         self.candidates = Candidates.__new__(Candidates)
         if decisions:
             self.decisions = Decisions(decisions, max_instances, prefix_marks)
@@ -165,6 +166,15 @@ cdef class Router(RouterView):
         bint streaming=True,
         session=None,
     ):
+        cdef Decision d = self.decide(prompt, now, prompt_tokens, seed, avoid, streaming, session)
+        self.keep()
+        return d
+
+    cdef Decision decide(
+        self, prompt, double now, Py_ssize_t prompt_tokens, seed, avoid, bint streaming, session
+    ):
+        """route(), but for keeping the decision: keep() does that, before anything else is asked
+        of the router. A proxy sends the request in between."""
         self.may_change()
         if not isfinite(now):
             raise ValueError(f"now: {now} is no time")
@@ -228,9 +238,25 @@ cdef class Router(RouterView):
         d.weights_version = self.version
         d.ticket = ls_router_commit(
             self.r, <uint32_t>i, <ls_reason>c.reason_code, <float>d.predicted, self.version)
-        if self.decisions is not None:
-            self.decisions.keep(self.r, c, self._policy, i, d.ticket, self.version)
+        self.unkept = i if self.decisions is not None else -1
+        self.ticket = d.ticket
         return d
+
+    cdef int keep(self) except -1:
+        """Keep the decision just made, if decisions are kept."""
+        cdef Candidates c = self.candidates
+        cdef Py_ssize_t i = self.unkept
+        if i < 0:
+            return 0
+        self.unkept = -1
+        c.r, c.n = self.r, self.r.n
+        if self.overruled:
+            c.even_odds(i)
+        else:
+            self._policy.odds(c, i)
+        self.decisions.keep(self.r, c, self._policy, i, self.ticket, self.version)
+        c.r, c.n = NULL, 0
+        return 0
 
     cdef Py_ssize_t ask(self) except -1:
         """The policy's choice, with its reason and prediction left in self.candidates."""
@@ -238,6 +264,7 @@ cdef class Router(RouterView):
         cdef Py_ssize_t i
         c.r, c.n = self.r, self.r.n
         c.reason_code, c.predicted, self.version = -1, NAN, 0
+        self.overruled = False
         self.deciding = True
         if c.scores != NULL:
             c.begin()
@@ -251,8 +278,6 @@ cdef class Router(RouterView):
                 self.version = self._policy.version
             else:
                 c.predicted = NAN
-            if c.scores != NULL:
-                self._policy.odds(c, i)
         except Exception as e:
             self.policy_error = f"{type(e).__name__}: {e}"
             if c.scores != NULL:
@@ -260,12 +285,10 @@ cdef class Router(RouterView):
             i = c.least_inflight()
             c.reason_code = LS_ERROR
             c.predicted = NAN
-            if c.scores != NULL:
-                c.even_odds(i)
+            self.overruled = True
         finally:
             self.deciding = False
-            c.r = NULL
-            c.n = 0
+            c.r, c.n = NULL, 0
         return i
 
     cpdef observe(

@@ -79,6 +79,7 @@ cdef class Context:
     cdef readonly Py_ssize_t body_bytes  # of requests in hand
     cdef long _load[MOST_INSTANCES]  # requests by slot
     cdef object _waiting  # waiting.Waiting of exchanges
+    cdef readonly Py_ssize_t queued  # how many they are
     cdef bint _waking  # _next() is about to run
     cdef long long _ended  # requests that gave their place back
     cdef long long _seen  # of them at the last sweep
@@ -87,9 +88,11 @@ cdef class Context:
     cdef object _timer
     cdef double _due  # when it shall run
     cdef dict _others  # model -> slots that do not serve it, or None: no instance does
+    cdef str _asked  # the model last asked for, nearly always the same object again; None: none
+    cdef tuple _avoided  # what was answered
 
     cdef int _sweep_in(self, double seconds) except -1
-    cdef object refusal(self, RequestParser request)
+    cdef object refusal(self, RequestParser request, bint routed)
     cdef bint _authorized(self, bytes authorization)
     cdef tuple others(self, str model)
     cdef bint admit(self, bint waited) except -1

@@ -10,7 +10,7 @@ import logging
 from hmac import compare_digest
 
 from lodestar_fast.proxy import failures, llhttp
-from lodestar_fast.proxy.openai import LOCAL, ROUTES
+from lodestar_fast.proxy.openai import LOCAL
 from lodestar_fast.proxy.waiting import Waiting, priority_of
 
 from lodestar_fast.core.router cimport Router
@@ -142,10 +142,10 @@ cdef class Context:
     def sweep(self, double now):
         cdef Connection connection
         cdef Reserve reserve
-        self._others.clear()
+        self.models_changed()
         self._rate += SMOOTH * ((self._ended - self._seen) / SWEEP - self._rate)
         self._seen = self._ended
-        if self._waiting:
+        if self.queued:
             self._wake()
         for connection in list(self.connections):
             try:
@@ -179,14 +179,17 @@ cdef class Context:
 
     def models_changed(self):
         self._others.clear()
+        self._asked = None
 
     # -- who may ask --
 
-    cdef object refusal(self, RequestParser request):
-        """What speaks against a request head, as HttpError; None if nothing does."""
+    cdef object refusal(self, RequestParser request, bint routed):
+        """What speaks against a request head, as HttpError; None if nothing does.
+
+        routed: its path is one of ROUTES.
+        """
         if request.status:
             return failures.refused(request.status, request.reason)
-        routed = request.path in ROUTES
         if self.api_keys is not None and (routed or request.path.startswith(b"/v1/")):
             if not self._authorized(request.authorization):
                 return failures.unauthorized()
@@ -217,8 +220,11 @@ cdef class Context:
         """
         if not model:
             return ()
+        if model is self._asked:
+            return self._avoided
         found = self._others.get(model, self)
         if found is not self:
+            self._asked, self._avoided = model, found
             return found
         slots = [
             slot for slot, instance in self.instances.items()
@@ -251,17 +257,19 @@ cdef class Context:
         One that is less urgent gives way.
         """
         priority = priority_of(fields, self.limits.priority_header)
-        if len(self._waiting) >= self.limits.queue_size:
+        if self.queued >= self.limits.queue_size:
             last = self._waiting.last(priority)
             if last is None:
                 return False
             last.displaced()
         self._waiting.add(exchange, priority)
+        self.queued += 1
         return True
 
     cdef int leave_queue(self, exchange) except -1:
-        """A waiting exchange gave up."""
+        """A waiting exchange has its place, or gave up."""
         self._waiting.remove(exchange)
+        self.queued -= 1
         return 0
 
     cdef void put_back(self):
@@ -272,7 +280,7 @@ cdef class Context:
         """Give a place back; its request has ended."""
         self.inflight -= 1
         self._ended += 1
-        if self._waiting:
+        if self.queued:
             self._wake()
         return 0
 
@@ -304,7 +312,7 @@ cdef class Context:
         self._load[slot] -= 1
         if self.full:
             self._count_full(slot)
-            if self._waiting:
+            if self.queued:
                 self._wake()
         return 0
 
@@ -320,7 +328,7 @@ cdef class Context:
         """Seconds until a place should be free for one who comes now, from how fast they end."""
         cdef double seconds = 1.0
         if self._rate > 0:
-            seconds = (len(self._waiting) + 1) / self._rate
+            seconds = (self.queued + 1) / self._rate
         return b"%d" % int(min(max(seconds, 1.0), LONGEST_WAIT) + 0.999)
 
     # -- who is asked again, and who is not --
@@ -341,7 +349,3 @@ cdef class Context:
         """Engines that asked to be left alone."""
         self.busy = {slot: until for slot, until in self.busy.items() if until > now}
         return tuple(self.busy)
-
-    @property
-    def queued(self):
-        return len(self._waiting)

@@ -30,6 +30,9 @@ cdef class Histogram:
 cdef class Counters:
     cdef uint64_t _requests[MAX_PATHS][STATUS_CLASSES][OUTCOMES_N]
     cdef dict _paths  # bytes -> index
+    cdef bytes _last_path  # asked for, nearly always the same object again
+    cdef int _last_index
+    cdef int routed  # the index of a path is below it: the path is one of ROUTES
     cdef list _labels
     cdef dict _retries
     cdef readonly Histogram request_seconds

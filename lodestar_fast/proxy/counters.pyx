@@ -55,14 +55,18 @@ cdef class Counters:
         if len(self._labels) > MAX_PATHS:
             raise ValueError(f"{len(self._labels)} paths, room for {MAX_PATHS}")
         self._paths = {label.encode(): i for i, label in enumerate(self._labels)}
+        self.routed = len(ROUTES)
+        self._last_path, self._last_index = b"", len(self._labels) - 1
         self._retries = {}
         self.request_seconds = Histogram(REQUEST_BOUNDS)
         self.decision_seconds = Histogram(DECISION_BOUNDS)
 
     cdef int path_index(self, bytes path):
-        """Index of a path's counters; unknown paths share one."""
-        index = self._paths.get(path)
-        return len(self._labels) - 1 if index is None else index
+        """Index of a path's counters; unknown paths share one. Those of ROUTES come first."""
+        if path is not self._last_path:
+            self._last_path = path
+            self._last_index = self._paths.get(path, len(self._labels) - 1)
+        return self._last_index
 
     cdef void count(self, int path, int status, Outcome outcome, double seconds) noexcept:
         cdef int status_class = status // 100

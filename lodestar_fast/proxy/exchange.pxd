@@ -14,6 +14,7 @@ cdef class Exchange(Ending):
     cdef bint give_up(self, instance, double silent_since) except -1
     cdef int expire(self, double now) except -1
 
+    cdef bint _routed(self) noexcept
     cdef int _answer_locally(self) except -1
     cdef bint _dispatch(self) except -1
     cdef int _connect(self, bint fresh) except -1

@@ -14,7 +14,7 @@ import logging
 from lodestar_fast.errors import HttpError, NoInstanceError
 from lodestar_fast.proxy import failures
 from lodestar_fast.proxy.lines import first_of
-from lodestar_fast.proxy.openai import ROUTES, unknown_model
+from lodestar_fast.proxy.openai import unknown_model
 
 from lodestar_fast.proxy.body cimport Routing, read_body
 from lodestar_fast.proxy.counters cimport COMPLETED, ENGINE_ERROR, SHED
@@ -67,7 +67,7 @@ cdef class Exchange(Ending):
             self.fields = without(self.fields, {b"authorization"}) + self.context.authorization
         self.engine_failed = self.excused = False
         self.reply.begin(request)
-        self.refusal = self.context.refusal(request)
+        self.refusal = self.context.refusal(request, self._routed())
         return 0
 
     cdef int full(self, bytes body) except -1:
@@ -77,7 +77,7 @@ cdef class Exchange(Ending):
         cdef bytes session = None
         if self.refusal is not None:
             return self._fail(self.refusal, COMPLETED)
-        if self.path not in ROUTES:
+        if not self._routed():
             return self._answer_locally()
         self.body = body
         try:
@@ -98,6 +98,10 @@ cdef class Exchange(Ending):
             return self._fail(failures.overloaded(), SHED)
         self.client.deadline = monotonic() + self.context.limits.queue_timeout
         return self._move(ENQUEUE)
+
+    cdef bint _routed(self) noexcept:
+        """Whether its path is one of those that engines answer."""
+        return self.path_index < self.context.counters.routed
 
     @property
     def avoids(self):
@@ -146,6 +150,7 @@ cdef class Exchange(Ending):
         self._move(DISPATCH)
         if routed:
             self._connect(False)
+            self.tries.keep()
         elif self.refusal is not None:
             self._fail(self.refusal, ENGINE_ERROR)
         else:
@@ -173,6 +178,7 @@ cdef class Exchange(Ending):
         self.reply.again()
         self._move(AGAIN)
         self._connect(False)
+        self.tries.keep()
         return True
 
     cdef int _lost_try(self, str kind) except -1:

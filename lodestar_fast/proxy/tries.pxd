@@ -42,6 +42,7 @@ cdef class Tries:
     )
     cdef bint route(self) except -1
     cdef bint _choose(self, double start, tuple avoid) except -1
+    cdef int keep(self) except -1
     cdef bint another(self, str kind) except -1
     cdef int note_retry_after(self, ResponseParser answer) except -1
     cdef void settle(self)

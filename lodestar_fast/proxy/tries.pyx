@@ -14,7 +14,7 @@ from lodestar_fast.proxy.tracing import Record
 
 from libc.math cimport NAN
 
-from lodestar_fast.core.router cimport Decision
+from lodestar_fast.core.router cimport Decision, Router
 from lodestar_fast.proxy.body cimport Routing
 from lodestar_fast.proxy.context cimport Context
 from lodestar_fast.proxy.parse_response cimport ResponseParser
@@ -67,7 +67,7 @@ cdef class Tries:
         cdef Routing r = self.routing
         cdef Decision decision
         if self.context.core is not None:
-            decision = self.context.core.route(
+            decision = self.context.core.decide(
                 r.prompt, start, 0, r.seed, avoid, r.stream, self.session
             )
             self.ticket, self._slot = decision.ticket, decision.slot
@@ -79,11 +79,8 @@ cdef class Tries:
             self.ticket, self._slot = self._decision.ticket, self._decision.slot
         self._decision_seconds = monotonic() - start
         self.context.counters.decision_seconds.add(self._decision_seconds)
-        if self.context.core is not None and self.context.core.decisions is not None:
-            self._serial = self.context.core.decisions.label(
-                self._request_id, self._path, r.model,
-                1 if self._tried is None else len(self._tried) + 1)
         if not self.ticket:
+            self.keep()
             return False
         self.instance = self.context.instances[self._slot]
         self.context.took(self._slot)
@@ -91,6 +88,17 @@ cdef class Tries:
             self._trial = True
             self.instance.note_trial(True)
         return True
+
+    cdef int keep(self) except -1:
+        """Keep the decision that route() made: called when its request is on its way, which it need
+        not wait for."""
+        cdef Router core = self.context.core
+        if core is not None and core.decisions is not None:
+            core.keep()
+            self._serial = core.decisions.label(
+                self._request_id, self._path, self.routing.model,
+                1 if self._tried is None else len(self._tried) + 1)
+        return 0
 
     cdef bint another(self, str kind) except -1:
         """The try at hand failed: count that, and choose another one if there may be one."""
