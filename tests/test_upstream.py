@@ -103,9 +103,22 @@ def test_what_opens_a_stream_carries_no_token(data: bytes, carries: bool) -> Non
     event = b"data: " + data + b"\n\n"
     scanner = scan([event])
     assert (scanner.events, scanner.opening) == (1, not carries)
+    for cut in range(1, len(event)):
+        scanner = scan([event[:cut], event[cut:]])
+        assert (scanner.events, scanner.opening) == (1, not carries), event[:cut]
+    scanner = scan(pieces_of(event, 1))
+    assert (scanner.events, scanner.opening) == (1, not carries)
     # Only before the first token.
     scanner = scan([event, event + token(0), token(1) + event])
     assert (scanner.events, scanner.opening) == (5, 0 if carries else 2)
+
+
+@pytest.mark.parametrize("step", [1, 50, 4095, 4096, 4097, 9000])
+@pytest.mark.parametrize("size", [4000, 4096, 5000, 20_000])
+def test_an_opening_event_may_be_long(size: int, step: int) -> None:
+    opening = b'data: {"type":"response.created","instructions":"%b"}\n\n' % (b"x" * size)
+    scanner = scan(pieces_of(opening + token(0), step))
+    assert (scanner.events, scanner.opening) == (2, 1)
 
 
 def test_tail_is_the_end_of_what_was_fed() -> None:

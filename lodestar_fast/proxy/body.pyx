@@ -1,7 +1,7 @@
 """The routed fields of a request's body, found without decoding it.
 
 One pass over the bytes, which checks the grammar of JSON and notes where the values of a dozen
-top-level keys lie. Strings are passed 64 bytes at a time. Whatever is not plainly right is left to
+top-level keys lie. Strings are passed 16 bytes at a time. Whatever is not plainly right is left to
 openai.routing_fields(), whose verdict is the one that counts: a body is never refused here, nor is
 anything let through that would be refused there. Unlike RFC 8259, and like there, a string may hold
 bytes that are not UTF-8: the engine sees the body as it came.
@@ -17,31 +17,7 @@ from libc.string cimport memchr, memcmp, memset
 
 from lodestar_fast.proxy.openai import ROUTES, routing_fields
 
-cdef extern from *:
-    """
-    typedef unsigned char block __attribute__((vector_size(16)));
-
-    /* The first byte from p on that a string does not hold as it is: a quote, a backslash, a
-       control character. Or end. */
-    static const char *plain(const char *p, const char *end) {
-        while (end - p >= 64) {
-            block a[4];
-            __builtin_memcpy(a, p, 64);
-            block odd = {0};
-            for (int i = 0; i < 4; i++)
-                odd |= (block)(a[i] < 32) | (block)(a[i] == '"') | (block)(a[i] == 92);
-            unsigned long long half[2];
-            __builtin_memcpy(half, &odd, 16);
-            if (half[0] | half[1])
-                break;
-            p += 64;
-        }
-        while (p < end && (unsigned char)*p >= 32 && *p != '"' && *p != 92)
-            p++;
-        return p;
-    }
-    """
-    const char* plain(const char* p, const char* end) noexcept nogil
+from lodestar_fast.proxy.search cimport plain_text
 
 cdef enum:
     DEEPEST = 64  # levels of nesting that are followed
@@ -101,7 +77,7 @@ cdef const char* string(const char* p, const char* end) noexcept nogil:
     cdef int i
     cdef char c
     while True:
-        p = plain(p, end)
+        p = plain_text(p, end)
         if p >= end or <unsigned char> p[0] < 32:
             return NULL
         if p[0] == 34:

@@ -191,7 +191,10 @@ cdef class Downstream(Client):
 
     cdef int _go_on(self) except -1:
         """The request in hand is over, and its answer is on its way: take up what came early."""
-        cdef bytes data = b"".join(self.early)
+        cdef bytes data
+        if not self.early_bytes:
+            return self._await_more() if self.phase == OPEN else 0
+        data = b"".join(self.early)
         self.early = []
         self.early_bytes = 0
         if self.reading_paused:

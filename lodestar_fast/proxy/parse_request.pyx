@@ -30,10 +30,8 @@ from lodestar_fast.proxy.head cimport (
     valid_id,
 )
 from lodestar_fast.proxy.llhttp cimport MALFORMED, UPGRADED, Fed
+from lodestar_fast.proxy.search cimport first_of_text
 from lodestar_fast.proxy.wire cimport length_of, repeated, same
-
-cdef extern from "<string.h>" nogil:
-    void* memmem(const void* haystack, size_t n, const void* needle, size_t m)
 
 cdef bytes _last_target = b""
 cdef const char* BLANK_LINE = b"\r\n\r\n"
@@ -106,7 +104,7 @@ cdef class RequestParser(MessageParser):
     cdef Py_ssize_t _blank_line(self, const char* p, Py_ssize_t at, Py_ssize_t size) noexcept:
         """The position behind the next blank line, or size. One may lie across two reads."""
         cdef Py_ssize_t tail
-        cdef void* found
+        cdef const char* found
         while self._crlf and at < size:
             if p[at] == BLANK_LINE[self._crlf]:
                 self._crlf += 1
@@ -116,9 +114,9 @@ cdef class RequestParser(MessageParser):
             if self._crlf == 4:
                 self._crlf = 0
                 return at
-        found = memmem(p + at, size - at, BLANK_LINE, 4)
+        found = first_of_text(p + at, p + size, BLANK_LINE, 4)
         if found is not NULL:
-            return <const char*> found - p + 4
+            return found - p + 4
         for tail in range(max(at, size - 3), size):
             if p[tail] == BLANK_LINE[self._crlf]:
                 self._crlf += 1

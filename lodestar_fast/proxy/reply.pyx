@@ -63,7 +63,7 @@ cdef class Reply:
         cdef long long code
         self.event_stream = True
         self._scan(answer)
-        if self.scanner.events or self.scanner.other or self._seen > HELD_MOST:
+        if self.scanner.begun() or self.scanner.other or self._seen > HELD_MOST:
             return GOOD
         if not self.scanner.errors:
             return GOOD if answer.complete else UNDECIDED

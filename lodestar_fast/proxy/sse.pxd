@@ -14,6 +14,7 @@ cdef class Scanner:
     cdef readonly bint other  # a line that is neither data nor event: a comment, an id
     cdef int _state  # where in a line the next byte falls
     cdef int _matched  # bytes of the pattern of that state already seen
+    cdef Py_ssize_t _begun  # bytes that came of a pending event
     cdef bint _error_event  # the event's name is `error`
     cdef char* _tail  # the last bytes of the body, at most TAIL, in a buffer of twice that
     cdef Py_ssize_t _tail_size
@@ -22,11 +23,13 @@ cdef class Scanner:
     cdef int feed(self, const char* p, Py_ssize_t n) except -1
     cdef int keep(self, const char* p, Py_ssize_t size) except -1
     cdef bint at_line_start(self) noexcept
+    cdef bint begun(self) noexcept
     cdef Usage usage(self) noexcept
     cdef bint aborted(self) noexcept
     cdef void _match(self, char c, const char* mark, int then) noexcept
     cdef void _skip(self) noexcept
-    cdef void _event(self, const char* p, const char* end) noexcept
+    cdef void _event(self, const char* p, const char* end, Py_ssize_t before) noexcept
+    cdef void _judge(self, Py_ssize_t end) noexcept
     cdef void _error(self) noexcept
 
 

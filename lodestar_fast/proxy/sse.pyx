@@ -15,9 +15,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, strlen
 
-cdef extern from "<string.h>" nogil:
-    void* memmem(const void* haystack, size_t n, const void* needle, size_t m)
-    void* memrchr(const void* s, int c, size_t n)
+from lodestar_fast.proxy.search cimport first_of_text, last_of_text
 
 # A final usage chunk has about 0.5 KB; 4 KB leave room for what engines append to it.
 cdef enum:
@@ -33,6 +31,7 @@ cdef enum:
     NAME  # within `event:`
     NAMED  # behind it, blanks aside, within `error`
     REST  # anywhere in a line that needs no further look
+    PENDING  # in an event that may only open the stream, cut off by the end of the last piece
 
 cdef const char* DATA_MARK = b"data:"
 cdef const char* NAME_MARK = b"event:"
@@ -84,7 +83,15 @@ cdef class Scanner:
         cdef const char* start = p
         cdef const char* end = p + n
         cdef char c
+        if self._state == PENDING and self._begun + n > TAIL:
+            self._judge(self._tail_size)  # its first bytes go now; they say most
         self.keep(p, n)
+        if self._state == PENDING and n:
+            p = <const char*> memchr(p, 10, n)
+            self._begun += (end if p is NULL else p) - start
+            if p is NULL:
+                return 0
+            self._judge(self._tail_size - (end - p))
         while p < end:
             if self._state == REST:
                 p = <const char*> memchr(p, 10, end - p)
@@ -123,11 +130,13 @@ cdef class Scanner:
                 elif c == ERROR_MARK[0]:
                     self._state, self._matched = ERROR, 1
                 else:
-                    self._event(p, end)
+                    self._event(p, end, 0)
             elif self._state == ERROR:
                 if c != ERROR_MARK[self._matched]:
-                    # From its brace, unless that came with the last piece.
-                    self._event(max(start, p - 1 - self._matched), end)
+                    # From its brace, which may have come with the last piece.
+                    self._event(
+                        max(start, p - 1 - self._matched), end,
+                        max(0, self._matched - (p - 1 - start)))
                 else:
                     self._matched += 1
                     if ERROR_MARK[self._matched] == 0:
@@ -155,12 +164,26 @@ cdef class Scanner:
         self.other = True
         self._state = REST
 
-    cdef void _event(self, const char* p, const char* end) noexcept:
-        """An event whose data goes on at p. What a later piece has of it is not looked at."""
+    cdef void _event(self, const char* p, const char* end, Py_ssize_t before) noexcept:
+        """An event whose data goes on at p, behind as many bytes that are in the tail only. Once a
+        token came, nothing more of it is looked at."""
         cdef const char* line
+        self._state = REST
         if self.opening == self.events:
             line = <const char*> memchr(p, 10, end - p)
+            self._begun = before + (end if line is NULL else line) - p
+            if line is NULL and self._begun < TAIL:
+                self._state = PENDING
+                return
+            if before and before + (end - p) <= TAIL:
+                self._judge(self._tail_size - (0 if line is NULL else end - line))
+                return
             self.opening += opens(p, end if line is NULL else line)
+        self.events += 1
+
+    cdef void _judge(self, Py_ssize_t end) noexcept:
+        """An event that came in pieces, and ends before that place of the tail."""
+        self.opening += opens(self._tail + max(0, end - self._begun), self._tail + end)
         self.events += 1
         self._state = REST
 
@@ -189,6 +212,10 @@ cdef class Scanner:
     cdef bint at_line_start(self) noexcept:
         return self._state == START
 
+    cdef bint begun(self) noexcept:
+        """Whether an event has begun that is none of an error."""
+        return self.events > 0 or self._state == PENDING
+
     cdef Usage usage(self) noexcept:
         """The last usage object of the tail."""
         return find_usage(self._tail, self._tail + self._tail_size)
@@ -206,7 +233,7 @@ cdef long long number(const char* p, const char* end, const char* key) noexcept 
     cdef size_t n = strlen(key)
     cdef long long value = 0
     cdef bint digits = False
-    p = <const char*> memmem(p, end - p, key, n)
+    p = first_of_text(p, end, key, n)
     if p is NULL:
         return -1
     p += n
@@ -223,19 +250,6 @@ cdef long long number(const char* p, const char* end, const char* key) noexcept 
     return value
 
 
-cdef const char* last(const char* start, const char* end, const char* what) noexcept nogil:
-    """Where `what` occurs last before end; NULL if it does not. It begins with a quote."""
-    cdef size_t n = strlen(what)
-    cdef const char* p = end
-    while p > start:
-        p = <const char*> memrchr(start, 34, p - start)
-        if p is NULL:
-            return NULL
-        if <size_t> (end - p) >= n and memcmp(p, what, n) == 0:
-            return p
-    return NULL
-
-
 cdef Usage find_usage(const char* start, const char* end) noexcept nogil:
     """The last `"usage": {...}`. Within a string its quotes are escaped: text cannot fake it.
 
@@ -247,7 +261,7 @@ cdef Usage find_usage(const char* start, const char* end) noexcept nogil:
     cdef const char* i
     found.prompt_tokens = found.output_tokens = found.cached_tokens = -1
     while True:
-        p = last(start, p, b'"usage"')
+        p = last_of_text(start, p, b'"usage"', 7)
         if p is NULL:
             return found
         i = p + 7
@@ -270,7 +284,7 @@ cdef Usage find_usage(const char* start, const char* end) noexcept nogil:
 cdef bint filled(const char* p, const char* end, const char* key) noexcept nogil:
     """Whether the first value of `key` (with its quotes) is a string or an array, and not empty."""
     cdef size_t n = strlen(key)
-    p = <const char*> memmem(p, end - p, key, n)
+    p = first_of_text(p, end, key, n)
     if p is NULL:
         return False
     p += n
@@ -285,7 +299,7 @@ cdef bint opens(const char* p, const char* end) noexcept nogil:
     vLLM's chat sends it with the first token. `transformers serve`, and vLLM in the Responses
     dialect, send it at once: to take it for the token would be to take the prompt for read.
     """
-    if not filled(p, end, b'"role"') and memmem(p, end - p, b'"response.', 10) is NULL:
+    if not filled(p, end, b'"role"') and first_of_text(p, end, b'"response.', 10) is NULL:
         return False
     return not (
         filled(p, end, b'"content"')
@@ -298,7 +312,7 @@ cdef bint opens(const char* p, const char* end) noexcept nogil:
 
 
 cdef bint is_aborted(const char* start, const char* end) noexcept nogil:
-    cdef const char* p = last(start, end, b'"abort"')
+    cdef const char* p = last_of_text(start, end, b'"abort"', 7)
     if p is NULL:
         return False
     while p > start and p[-1] == 32:

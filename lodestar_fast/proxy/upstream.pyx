@@ -80,7 +80,6 @@ cdef class Upstream:
         if (
             parser.extra or not parser.keep_alive or self.pool._closed
             or self._queued and self.transport.get_write_buffer_size()
-            or self.transport.is_closing()
         ):
             self.abort()
             return
