@@ -8,8 +8,7 @@
 #include "csrc_fuzz.h"
 
 uint64_t fuzz_seed, fuzz_state;
-int frozen;
-static int failing; /* so many allocations more, the next one fails */
+int frozen, failing;
 
 #define WRAP(function, parameters, ...)                                                            \
     void *__real_##function parameters;                                                            \
@@ -300,6 +299,7 @@ int main(int argc, char **argv) {
     fuzz_hash();
     fuzz_indexes();
     fuzz_router();
+    fuzz_records();
     static struct ls_model model;
     fuzz_blobs(&model);
     return 0;

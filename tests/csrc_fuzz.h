@@ -10,7 +10,8 @@
 #include <string.h>
 
 extern uint64_t fuzz_seed, fuzz_state;
-extern int frozen; /* while it is set an allocation is a failure */
+extern int frozen;  /* while it is set an allocation is a failure */
+extern int failing; /* so many allocations more, the next one fails */
 
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
@@ -26,5 +27,6 @@ static inline uint32_t below(uint32_t n) {
 }
 
 void fuzz_indexes(void); /* csrc_fuzz_index.c */
+void fuzz_records(void); /* csrc_fuzz_record.c */
 
 #endif
