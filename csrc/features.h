@@ -6,7 +6,8 @@
  *
  * Adding a row is the whole change: the enum, LS_WIDTH, the rows that routing fills, the sample
  * format, features.py, the table in the documentation and the schema hash all follow. The order is
- * part of the schema.
+ * part of the schema, and so is LS_FEATURES_REVISION: count it up when a row means something else
+ * under the same name, so that nothing trained on the old meaning is loaded.
  *
  * Rules: no instance identity (a model must transfer to an engine that joins); finite for every
  * reachable state; about 1 in size after scaling. Terms that are products in the physics of an
@@ -14,6 +15,8 @@
  */
 #ifndef LS_FEATURES_H
 #define LS_FEATURES_H
+
+#define LS_FEATURES_REVISION "2" /* since 2, work counts attention (lodestar.h: speed.c) */
 
 /* clang-format off */
 #define LS_FEATURES(F)                                                                             \
@@ -27,10 +30,10 @@
       "believed cached share of the prompt")                                                       \
     F(hit_age_seconds,     "seconds",  1.0,        v->speed * v->hit * v->hit_age,                 \
       "time to compute the hit after all, times its age: 0 just used, 1 the next to be evicted")   \
-    F(own_seconds,         "seconds",  1.0,        v->speed * v->own,                              \
-      "time to compute the own tokens at the instance's learned speed")                            \
-    F(queue_seconds,       "seconds",  1.0,        v->speed * v->queued,                           \
-      "time to compute the uncached tokens dispatched before, less progress")                      \
+    F(own_seconds,         "seconds",  1.0,        v->speed * v->work,                             \
+      "time to compute the own tokens and their attention, at the instance's learned speed")       \
+    F(queue_seconds,       "seconds",  1.0,        v->speed * v->ahead,                            \
+      "time to compute what was dispatched before, attention too, less progress")                  \
     F(prefill_requests,    "requests", 1.0 / 16,   v->prefill,                                     \
       "dispatched requests without a first token")                                                 \
     F(prefill_seconds,     "seconds",  100.0,      v->speed * v->prefill,                          \
@@ -41,7 +44,7 @@
       "the same, in units of the instance's speed")                                                \
     F(decode_context,      "tokens",   1.0 / 1e6,  v->context,                                     \
       "prompt and streamed tokens of the requests that stream their answer")                       \
-    F(work_context,        "seconds",  1.0 / 3e4,  v->speed * (v->own + v->queued) * v->context,   \
+    F(work_context,        "seconds",  1.0 / 3e4,  v->speed * (v->work + v->ahead) * v->context,   \
       "work ahead times decode context: prefill slows down beside long contexts")                  \
     F(kv_occupancy,        "ratio",    1.0,        v->occupancy,                                   \
       "KV cache in use with this prompt, over capacity; 0 if capacity is unknown")                 \
@@ -60,7 +63,7 @@
     F(report_age,          "seconds",  1.0,        v->report_age,                                  \
       "age of that report, at most 1; 1 if there is none")                                         \
     F(speed,               "seconds",  1e4,        v->speed,                                       \
-      "learned time per uncached token, in units of 0.1 ms")
+      "learned time per token of work, in units of 0.1 ms")
 /* clang-format on */
 
 #define LS_ENUM_ROW(name, unit, scale, expression, help) LS_F_##name,

@@ -97,10 +97,23 @@ struct ls_hist {
 
 void ls_hist_add(struct ls_hist *hist, double seconds);
 
-/* ---- speed.c: seconds per uncached token, for each instance -------------------------------------
+/* ---- speed.c: seconds per token of work, for each instance --------------------------------------
  *
- * From the intervals between first tokens; those of one instant (one iteration) count together.
- *     num = d num + interval      den = d den + uncached tokens + 150       speed = num / den
+ * What counts are tokens of work. A token also attends to all before it, which costs the linear
+ * layers once more for every PAIR_TOKENS of them: the layers take 2 parameters operations a token,
+ * attention 4 layers width a pair, so parameters / (2 layers width): 27,000 in a Llama of 8B,
+ * 52,000 of 70B. Measured coefficients (sim/gpus.py: c / a) give 21,000 to 32,000 with 8B, a V100
+ * 11,000. Without it a speed would depend on the lengths it was measured at.
+ */
+#define LS_PAIR_TOKENS 3e4
+
+/* Work, in tokens of a short prompt, of the last `own` tokens of a prompt. */
+static inline double ls_work(double prompt, double own) {
+    return own + own * (prompt - own / 2) / LS_PAIR_TOKENS;
+}
+
+/* From the intervals between first tokens; those of one instant (one iteration) count together.
+ *     num = d num + interval      den = d den + tokens of work + 150         speed = num / den
  * Few labels make a noisy ratio, and the quickest by noise would draw every request. So the log
  * of each is shrunk toward the mean over instances, the more the less is known of it, and the less
  * the instances differ among each other.
@@ -122,7 +135,7 @@ struct ls_speed_pool {
 
 void ls_speed_pool_init(struct ls_speed_pool *pool);
 void ls_speed_init(struct ls_speed *speed, const struct ls_speed_pool *pool);
-/* A first token at `at` of a request dispatched at `start` with `tokens` to compute. */
+/* A first token at `at` of a request dispatched at `start` with `tokens` of work. */
 void ls_speed_note(struct ls_speed *speed, struct ls_speed_pool *pool, double at, double start,
                    double tokens);
 /* Renew `shrunk` of n speeds that lie `stride` bytes apart; those with used[i * stride] == 0 are
@@ -161,8 +174,9 @@ enum ls_event {
 struct ls_view {
     double prompt, own, hit; /* tokens; own = prompt - hit */
     double hit_age;          /* 0: just used; 1: the next that the cache gives up */
-    double speed;            /* seconds per uncached token */
+    double speed;            /* seconds per token of work */
     double queued;           /* uncached tokens dispatched before and not computed yet */
+    double work, ahead;      /* own and queued, as work (ls_work) */
     double prefill, decode;  /* requests */
     double context;          /* tokens */
     double occupancy, overdue, inter_token;
@@ -174,7 +188,9 @@ struct ls_view {
 /* An instance that may be chosen; row i of the matrix belongs to candidate i. */
 struct ls_candidate {
     uint32_t slot, hit_blocks, hit_tokens, waiting, inflight;
-    float own, queued, speed, occupancy, expected; /* expected: TTFT by plain physics, seconds */
+    float own, queued, speed, occupancy;
+    float own_seconds; /* to compute the own tokens, with their attention */
+    float expected;    /* TTFT by plain physics, seconds */
 };
 
 struct ls_instance {
@@ -182,7 +198,8 @@ struct ls_instance {
     uint32_t epoch; /* counts the slot's tenants: a ticket of an earlier one counts nowhere */
     uint64_t kv_tokens;
     /* Exact: sums over its open tickets (ls_router_check). */
-    uint64_t prefill_requests, prefill_own, prefill_prompt, decode_requests, decode_context;
+    uint64_t prefill_requests, prefill_own, prefill_work, prefill_prompt;
+    uint64_t decode_requests, decode_context;
     uint32_t oldest, newest; /* streamed tickets without first token, in order of dispatch */
     uint32_t quiet_oldest,
         quiet_newest;      /* those that are not streamed, while believed in prefill */
@@ -237,6 +254,7 @@ struct ls_ticket {
     uint32_t generation, epoch;
     uint32_t older, newer; /* streamed tickets of the instance without first token; free list */
     uint32_t prompt_tokens, own_tokens, hit_tokens, output_tokens, cached_tokens, usage_tokens;
+    uint64_t work; /* of its own tokens */
     uint32_t weights_version;
     uint32_t hit_blocks;
     struct ls_path path; /* its blocks in the index */

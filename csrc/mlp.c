@@ -19,7 +19,7 @@ const struct ls_feature_row ls_feature_table[LS_WIDTH] = {LS_FEATURES(TABLE_ROW)
 
 uint64_t ls_schema_hash(void) {
 #define TEXT_ROW(name, unit, scale, expression, help) #name "|" unit "|" #scale ";"
-    static const char text[] = LS_FEATURES(TEXT_ROW);
+    static const char text[] = LS_FEATURES(TEXT_ROW) LS_FEATURES_REVISION;
     uint64_t hash = 0xCBF29CE484222325u;
     for (size_t i = 0; i + 1 < sizeof text; i++) hash = (hash ^ (uint8_t)text[i]) * 0x100000001B3u;
     return hash;

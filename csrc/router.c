@@ -105,16 +105,17 @@ int ls_router_report(struct ls_router *r, int64_t slot, double now, double runni
 
 /* ---- Rows ------------------------------------------------------------------------------------ */
 
-/* Uncached tokens ahead: those dispatched, less what has probably been computed of the oldest. */
-static double queued_tokens(const struct ls_router *r, const struct ls_instance *x) {
-    double queued = (double)x->prefill_own;
-    if (x->oldest) {
-        const struct ls_ticket *head = &r->tickets[x->oldest];
-        double since = ls_max(x->speed.at, head->dispatched);
-        double done = ls_min((r->now - since) / x->speed.shrunk, HEAD_PROGRESS * head->own_tokens);
-        queued -= ls_max(done, 0);
-    }
-    return queued;
+/* What is ahead, in uncached tokens and as work: what was dispatched, less what has probably been
+ * computed of the oldest. */
+static void look_ahead(const struct ls_router *r, const struct ls_instance *x, struct ls_view *v) {
+    v->queued = (double)x->prefill_own;
+    v->ahead = (double)x->prefill_work;
+    if (!x->oldest) return;
+    const struct ls_ticket *head = &r->tickets[x->oldest];
+    double since = ls_max(x->speed.at, head->dispatched), work = (double)head->work;
+    double share = ls_min((r->now - since) / x->speed.shrunk / work, HEAD_PROGRESS);
+    v->queued -= ls_max(share, 0) * head->own_tokens;
+    v->ahead -= ls_max(share, 0) * work;
 }
 
 /* How far the longest-waiting streamed request is beyond what was expected of it, seconds. */
@@ -154,7 +155,7 @@ static void fill_candidate(struct ls_router *r, uint32_t slot, struct ls_candida
         .hit = hit,
         .hit_age = hit ? hit_age(r, x, slot) : 0,
         .speed = x->speed.shrunk,
-        .queued = queued_tokens(r, x),
+        .work = ls_work(prompt, prompt - hit),
         .prefill = (double)x->prefill_requests,
         .decode = (double)x->decode_requests,
         .context = (double)x->decode_context,
@@ -166,6 +167,7 @@ static void fill_candidate(struct ls_router *r, uint32_t slot, struct ls_candida
         .reported_kv_usage = x->kv_usage,
         .report_age = x->reported ? ls_max(0, ls_min(1, r->now - x->reported_at)) : 1,
     };
+    look_ahead(r, x, &v);
     fill_row(&v, row);
     *c = (struct ls_candidate){
         .slot = slot,
@@ -177,7 +179,8 @@ static void fill_candidate(struct ls_router *r, uint32_t slot, struct ls_candida
         .queued = (float)v.queued,
         .speed = (float)v.speed,
         .occupancy = (float)v.occupancy,
-        .expected = (float)(LS_IDLE_SECONDS + v.speed * (v.own + v.queued)),
+        .own_seconds = (float)(v.speed * v.work),
+        .expected = (float)(LS_IDLE_SECONDS + v.speed * (v.work + v.ahead)),
     };
 }
 
@@ -233,13 +236,14 @@ int ls_router_check(const struct ls_router *r) {
     for (uint32_t slot = 0; slot < r->slots; slot++) {
         const struct ls_instance *x = &r->instances[slot];
         if (!x->used) continue;
-        uint64_t prefill = 0, own = 0, prompt = 0, decode = 0, context = 0;
+        uint64_t prefill = 0, own = 0, work = 0, prompt = 0, decode = 0, context = 0;
         for (uint32_t i = 1; i < r->fresh_ticket; i++) {
             const struct ls_ticket *t = &r->tickets[i];
             if (t->state == LS_FREE || t->slot != slot || t->epoch != x->epoch) continue;
             if (t->state == LS_PREFILL) {
                 prefill++;
                 own += t->own_tokens;
+                work += t->work;
                 prompt += t->prompt_tokens;
                 in_line++;
             } else {
@@ -249,6 +253,7 @@ int ls_router_check(const struct ls_router *r) {
         }
         if (prefill != x->prefill_requests || own != x->prefill_own || prompt != x->prefill_prompt)
             return LS_EINVARIANT;
+        if (work != x->prefill_work) return LS_EINVARIANT;
         if (decode != x->decode_requests || context != x->decode_context) return LS_EINVARIANT;
         for (int streaming = 0; streaming < 2; streaming++) {
             uint32_t older = 0, newest = streaming ? x->newest : x->quiet_newest;

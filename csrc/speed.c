@@ -1,5 +1,5 @@
-/* speed.c -- how long an instance takes for an uncached token (lodestar.h says how it is
- * estimated). */
+/* speed.c -- how long an instance takes for a token of work (lodestar.h says what that is and how
+ * it is estimated). */
 #include "lodestar.h"
 
 #include <math.h>

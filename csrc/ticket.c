@@ -34,6 +34,7 @@ static void enter_prefill(struct ls_router *r, struct ls_instance *x, uint32_t i
     struct ls_ticket *t = &r->tickets[id];
     x->prefill_requests++;
     x->prefill_own += t->own_tokens;
+    x->prefill_work += t->work;
     x->prefill_prompt += t->prompt_tokens;
     uint32_t *oldest = t->streaming ? &x->oldest : &x->quiet_oldest;
     uint32_t *newest = t->streaming ? &x->newest : &x->quiet_newest;
@@ -46,6 +47,7 @@ static void enter_prefill(struct ls_router *r, struct ls_instance *x, uint32_t i
 static void leave_prefill(struct ls_router *r, struct ls_instance *x, struct ls_ticket *t) {
     x->prefill_requests--;
     x->prefill_own -= t->own_tokens;
+    x->prefill_work -= t->work;
     x->prefill_prompt -= t->prompt_tokens;
     uint32_t *oldest = t->streaming ? &x->oldest : &x->quiet_oldest;
     uint32_t *newest = t->streaming ? &x->newest : &x->quiet_newest;
@@ -124,6 +126,7 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
         .epoch = x->epoch,
         .prompt_tokens = r->prompt_tokens,
         .own_tokens = r->prompt_tokens - c->hit_tokens,
+        .work = (uint64_t)(ls_work(r->prompt_tokens, r->prompt_tokens - c->hit_tokens) + 0.5),
         .hit_tokens = c->hit_tokens,
         .cached_tokens = LS_UNKNOWN,
         .weights_version = weights_version,
@@ -217,7 +220,7 @@ static int first_token(struct ls_router *r, struct ls_ticket *t, double now) {
         /* Engines begin prompts in order: what came before it and is not streamed has begun. */
         while (x->quiet_oldest && r->tickets[x->quiet_oldest].dispatched <= t->dispatched)
             ripen_oldest(r, x);
-        ls_speed_note(&x->speed, &r->pool, now, t->dispatched, t->own_tokens);
+        ls_speed_note(&x->speed, &r->pool, now, t->dispatched, (double)t->work);
         ls_ring_push(&x->ttft, ttft);
         if (x->speed.interval > 0)
             ls_ring_push(&x->prefill_rate, x->speed.tokens / x->speed.interval);

@@ -59,8 +59,14 @@ def make_router(policy: Policy | None = None, instances: int = 3, **options: Any
     return router
 
 
+def work(prompt: int, own: int | None = None) -> int:
+    """The last own tokens, each with its attention to all before it: 30,000 cost another token."""
+    own = prompt if own is None else own
+    return math.floor(own + own * (prompt - own / 2) / 30_000 + 0.5)
+
+
 class Speeds:
-    """csrc/speed.c from the list of labels of each instance: (instant, start, tokens), in order."""
+    """csrc/speed.c from the list of labels of each instance: (instant, start, work), in order."""
 
     def __init__(self) -> None:
         self.typical, self.residuals = 0.00012, [0.5] * 5
@@ -80,7 +86,7 @@ class Speeds:
         return seconds / self.decayed((t + 150 for _, t in labels), 2000)
 
     def note(self, slot: int, at: float, starts: list[tuple[float, float]]) -> None:
-        """The first tokens of one instant: (dispatched, uncached tokens) of each request."""
+        """The first tokens of one instant: (dispatched, tokens of work) of each request."""
         labels, instants = self.labels.setdefault(slot, []), self.instants.setdefault(slot, [])
         if labels and labels[-1][0] > 0:
             interval, tokens = labels[-1]

@@ -23,6 +23,7 @@ from lodestar_fast.simulate.plan import TRACE
 from tests.oracle import Fixed, Model, make_router
 
 Row = dict[str, Any]
+OWN_SECONDS = features.INDEX["own_seconds"]
 SCALE = np.array([scale for _, _, scale, _ in features.FEATURES])
 
 
@@ -84,8 +85,7 @@ def test_a_thousand_decisions_can_be_recomputed_from_their_rows(n: int, rate: fl
         crowd = max(0.0, len(x) / sum(1 / (1 + c["waiting"]) for c in candidates) - 2)
         crowded += crowd > 0
         scores = [
-            (t + c["speed"] * c["own"] * others(c, crowd))
-            * (1 + 2 * max(0.0, c["occupancy"] - 0.85))
+            (t + c["x"][OWN_SECONDS] * others(c, crowd)) * (1 + 2 * max(0.0, c["occupancy"] - 0.85))
             for t, c in zip(predicted, candidates, strict=True)
         ]
         for c, t, score, out in zip(candidates, predicted, scores, outside, strict=True):

@@ -11,7 +11,7 @@ import pytest
 
 from lodestar_fast import features
 from lodestar_fast.core import Event, Router
-from tests.oracle import Spy, make_router
+from tests.oracle import Spy, make_router, work
 
 HEADER = Path(__file__).parent.parent / "csrc/features.h"
 PRIOR = 0.00012  # seconds per token before any label
@@ -49,7 +49,10 @@ def test_python_sees_the_rows_of_the_header() -> None:
 
 def test_the_schema_hash_is_fnv_1a_of_the_rows() -> None:
     value = 0xCBF29CE484222325
-    for byte in "".join(f"{name}|{unit}|{scale};" for name, unit, scale in header_rows()).encode():
+    revision = re.search(r'LS_FEATURES_REVISION "(\w+)"', HEADER.read_text())
+    assert revision is not None
+    rows = "".join(f"{name}|{unit}|{scale};" for name, unit, scale in header_rows())
+    for byte in (rows + revision[1]).encode():
         value = (value ^ byte) * 0x100000001B3 % 2**64
     assert value == features.SCHEMA_HASH
 
@@ -78,7 +81,7 @@ def test_an_idle_instance_without_reports() -> None:
     router, spy = spied()
     router.route(PROMPT, 1.0)
     idle = dict.fromkeys(features.INDEX, 0.0)
-    idle |= {"base": 1, "prompt_tokens": 256, "own_tokens": 256, "own_seconds": 256 * PRIOR}
+    idle |= {"base": 1, "prompt_tokens": 256, "own_tokens": 256, "own_seconds": 257.0922667 * PRIOR}
     idle |= {"report_age": 1, "speed": PRIOR}
     assert spy.seen[0] == scaled(**idle)
 
@@ -121,7 +124,7 @@ def test_requests_in_prefill_queue_until_their_first_token() -> None:
     assert queued == queued | scaled(
         prefill_requests=2,
         prefill_seconds=2 * PRIOR,
-        queue_seconds=356 * PRIOR,
+        queue_seconds=(work(256) + work(100)) * PRIOR,
         kv_occupancy=357 / 10_000,
     )
     router.observe(first, Event.FIRST_TOKEN, 1.0)
@@ -133,8 +136,8 @@ def test_requests_in_prefill_queue_until_their_first_token() -> None:
         decode_requests=1,
         decode_context=300,
         decode_seconds=speed,
-        queue_seconds=101 * speed,
-        work_context=speed * 102 * 300,
+        queue_seconds=(work(100) + 1) * speed,
+        work_context=speed * (work(100) + 2) * 300,
         kv_occupancy=402 / 10_000,
     )
 
@@ -143,7 +146,7 @@ def test_progress_counts_for_the_oldest_request_up_to_nine_tenths() -> None:
     router, spy = spied()
     router.route(PROMPT, 1.0)
     router.route(b"", 1.0 + 100 * PRIOR)
-    assert spy.queued[0] == pytest.approx(156)
+    assert spy.queued[0] == pytest.approx(256 * (1 - 100 / work(256)))
     router.route(b"", 50.0)
     assert spy.queued[0] == pytest.approx(25.6 + 1)
     router.route(b"", 0.0)  # a clock that steps back makes no work
@@ -153,7 +156,7 @@ def test_progress_counts_for_the_oldest_request_up_to_nine_tenths() -> None:
 def test_overdue_grows_once_the_longest_waiting_request_should_have_answered() -> None:
     router, spy = spied()
     ticket = router.route(PROMPT, 1.0).ticket
-    expected = 0.02 + 256 * PRIOR
+    expected = 0.02 + work(256) * PRIOR
     router.route(b"", 1.04)
     assert spy.seen[0]["overdue_seconds"] == 0
     router.route(b"", 3.0)
@@ -240,7 +243,7 @@ def serve(
 ) -> float:
     """One cold request from dispatch to first token on an idle engine of that speed."""
     spy.want = slot
-    seconds = speed * (tokens + 150)
+    seconds = speed * (work(tokens) + 150)
     ticket = router.route(b"", at, prompt_tokens=tokens).ticket
     router.observe(ticket, Event.FIRST_TOKEN, at + seconds)
     router.observe(ticket, Event.DONE, at + seconds)
@@ -257,6 +260,30 @@ def test_speeds_are_learned_and_differences_kept() -> None:
     for slot, speed in enumerate(truth):
         assert router.instance(slot)["speed"] == pytest.approx(speed, rel=0.05)
         assert spy.seen[slot]["speed"] == pytest.approx(speed * 1e4, rel=0.05)
+
+
+def test_a_speed_is_the_same_whatever_lengths_it_was_measured_at() -> None:
+    router, spy = spied(instances=2)
+    now = 0.0
+    for _ in range(200):
+        for slot, tokens in enumerate((500, 60_000)):
+            now = serve(router, spy, slot, now, 0.00002, tokens)
+    router.route(b"", now + 1)
+    speeds = [router.instance(slot)["speed"] for slot in (0, 1)]
+    assert speeds == pytest.approx([0.00002, 0.00002], rel=0.05)
+
+
+def test_what_follows_a_long_hit_attends_to_it() -> None:
+    router, spy = spied(kv_tokens=1_000_000)
+    head = b"x" * 4 * 30_000
+    router.route(head, 1.0, prompt_tokens=30_000)
+    router.route(head + b"y" * 4 * 3_000, 1.0, prompt_tokens=33_000)
+    own = spy.own[0]
+    assert 3_000 <= own < 3_100
+    row = spy.seen[0]
+    assert row["own_seconds"] == pytest.approx(own * (1 + (33_000 - own / 2) / 30_000) * PRIOR)
+    assert row["queue_seconds"] == pytest.approx(45_000 * PRIOR)
+    assert spy.queued[0] == 30_000
 
 
 def test_noise_between_equal_instances_is_shrunk_away() -> None:
@@ -289,7 +316,7 @@ def test_first_tokens_of_one_instant_are_one_label() -> None:
     assert router.instance(0)["speed_labels"] == 1
     router.route(b"", 1.0)
     decay = math.exp(-1 / 200)
-    wanted = (decay * 2000 * PRIOR + 0.5) / (decay * 2000 + 4 * 1000 + 150)
+    wanted = (decay * 2000 * PRIOR + 0.5) / (decay * 2000 + 4 * work(1000) + 150)
     assert router.instance(0)["speed"] == pytest.approx(wanted, rel=1e-6)
 
 

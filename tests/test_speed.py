@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodestar_fast.core import Event
-from tests.oracle import Speeds, Spy, make_router
+from tests.oracle import Speeds, Spy, make_router, work
 
 SLOTS = 3
 # One round: a slot, seconds from dispatch to first token, tokens of the requests that come
@@ -42,7 +42,7 @@ def test_speeds_agree_with_the_oracle(
         for ticket in tickets:
             router.observe(ticket, Event.FIRST_TOKEN, at)
             router.observe(ticket, Event.DONE, at)
-        oracle.note(slot, at, [(start, float(n)) for start, n in requests])
+        oracle.note(slot, at, [(start, work(n)) for start, n in requests])
         check = 1e6 * turn  # long after: what was learned is in use
         router.observe(router.route(b"", check).ticket, Event.ABANDONED, check)
         speeds = oracle.shrunk(range(SLOTS))
@@ -58,7 +58,7 @@ def test_a_joiner_starts_from_what_the_others_are_like() -> None:
         ticket = router.route(b"", now, prompt_tokens=1000).ticket
         router.observe(ticket, Event.FIRST_TOKEN, now + 0.02)
         router.observe(ticket, Event.DONE, now + 0.02)
-        oracle.note(slot, now + 0.02, [(now, 1000.0)])
+        oracle.note(slot, now + 0.02, [(now, work(1000))])
         now += 1
         router.observe(router.route(b"", now).ticket, Event.ABANDONED, now)
         speeds = oracle.shrunk(range(2))

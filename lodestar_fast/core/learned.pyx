@@ -20,15 +20,15 @@ from lodestar_fast.errors import BlobError
 cdef class Lodestar(Policy):
     """The learned policy: least predicted time to first token, with what it costs others added.
 
-        score = (T + s own (load_weight n + wait_weight w + crowd_weight crowd n))
+        score = (T + own (load_weight n + wait_weight w + crowd_weight crowd n))
                 (1 + kv_weight max(0, kv - kv_start))
 
-    T: the model's prediction in seconds (csrc/mlp.c); s: the instance's speed, seconds per token;
-    own: tokens it would compute, which delays the n in flight there, most of all the w without a
-    first token; kv: KV occupancy. While many are free a delay ends with those who are there. When
-    most have queues (crowd: harmonic mean of w + 1 over the instances, less 2, from 0), all who
-    come later wait for it too: then work counts more than one's own wait, so long prompts go where
-    few are, and prefixes stay where they are cached.
+    T: the model's prediction in seconds (csrc/mlp.c); own: seconds it would compute, which delays
+    the n in flight there, most of all the w without a first token; kv: KV occupancy. While many
+    are free a delay ends with those who are there. When most have queues (crowd: harmonic mean of
+    w + 1 over the instances, less 2, from 0), all who come later wait for it too: then work counts
+    more than one's own wait, so long prompts go where few are, and prefixes stay where they are
+    cached.
 
     LMETRIC's choice stands (GUARD) unless the best score is below its score / margin. Without
     weights T is plain physics at the speeds measured so far (COLD). OUT_OF_RANGE marks a choice
@@ -68,7 +68,7 @@ cdef class Lodestar(Policy):
         cdef const ls_candidate *x = &c.r.candidates[i]
         cdef double delayed = (self.load_weight + self.crowd_weight * self.crowd) * x.inflight
         delayed += self.wait_weight * x.waiting
-        cdef double t = seconds + x.speed * x.own * delayed
+        cdef double t = seconds + x.own_seconds * delayed
         return t * (1 + self.kv_weight * max(0.0, x.occupancy - self.kv_start))
 
     cdef void weigh_crowd(self, Candidates c) noexcept:

@@ -133,7 +133,7 @@ cdef extern from "lodestar.h" nogil:
 
     struct ls_candidate:
         uint32_t slot, hit_blocks, hit_tokens, waiting, inflight
-        float own, queued, speed, occupancy, expected
+        float own, queued, speed, occupancy, own_seconds, expected
 
     struct ls_instance:
         uint8_t used, routable, prefix_caching, reported

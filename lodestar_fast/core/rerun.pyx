@@ -75,6 +75,7 @@ cdef class Scene:
         to.waiting, to.inflight = kept["waiting"], kept["inflight"]
         to.own, to.queued, to.speed = kept["own"], kept["queued"], kept["speed"]
         to.occupancy, to.expected = kept["occupancy"], kept["expected"]
+        to.own_seconds = values[COLUMNS["own_seconds"]]
         for k in range(LS_WIDTH):
             self.r.rows[i * LS_WIDTH + k] = <float>(values[k] * ls_feature_table[k].scale)
         x.used, x.routable, x.epoch = 1, 1, 1

@@ -26,7 +26,7 @@ class RouterView:
         kv_tokens (as told, 0: not), learned_kv_tokens (by what answers said; 0: as told)
         inflight = prefill_requests (no first token yet) + decode_requests
         prefill_own_tokens (to compute), prefill_prompt_tokens, decode_context_tokens
-        speed (seconds per uncached token, shrunk), speed_labels
+        speed (seconds per token of work, shrunk), speed_labels
         recent_ttft, recent_inter_token (seconds), recent_prefill_rate (tokens per second): means
         reported, reported_at, reported_running, reported_waiting, reported_kv_usage
         ttft H | decisions, done, failed, abandoned, timeout: counts since it was added

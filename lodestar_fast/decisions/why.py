@@ -272,9 +272,8 @@ def evidence(row: Row, i: int, against: int) -> list[str]:
     parts = contributions(row, i, against)
     if not parts:
         parts = {
-            "own_seconds": 1e3 * (one["speed"] * one["own"] - other["speed"] * other["own"]),
-            "queue_seconds": 1e3
-            * (one["speed"] * one["queued"] - other["speed"] * other["queued"]),
+            "own_seconds": 1e3 * (_x(one, "own_seconds") - _x(other, "own_seconds")),
+            "queue_seconds": 1e3 * (_x(one, "queue_seconds") - _x(other, "queue_seconds")),
             "decode_requests": (one["inflight"] - one["waiting"])
             - (other["inflight"] - other["waiting"]),
         }
