@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def endless(trace: Trace, rate: float, seed: int) -> Iterator[Request]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: --seconds are over; 1: a process failed; 128 + n: ended by signal n."""
+    """0: --seconds are over, or Ctrl-C came; 1: a process failed; 128 + n: ended by signal n."""
     specs = parse_fleet(args.fleet)
     trace = read_trace(args.trace)
     trace = trace.rescaled(args.block_tokens, args.max_input, args.output_scale).extended(ROUND)
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     except Interrupted as e:
         watch.farewell()
-        return 128 + e.signal
+        return 0 if e.signal == signal.SIGINT else 128 + e.signal
     watch.farewell()
     return 0
 

@@ -190,6 +190,17 @@ def test_signal_leaves_no_process(demo: subprocess.Popen[str], number: signal.Si
     assert not any(alive(pid) for pid in pids)
 
 
+def test_watch_ends_well_on_ctrl_c() -> None:
+    words = [*DEMO[:-1], "watch", "--fleet", "1xa30", "--admin-port", "0", "--rate", "4"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr is not None
+        assert any("Ctrl-C ends all" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+        assert process.wait(timeout=60) == 0
+    assert re.search(r"\d+ requests answered, 0 of them failed", told), told
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_death_of_a_router_ends_the_demo(demo: subprocess.Popen[str]) -> None:
     pids = children_of(demo.pid)
