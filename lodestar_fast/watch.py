@@ -21,7 +21,7 @@ import uvloop
 from msgspec.structs import replace
 from rich.console import Console
 
-from lodestar_fast.demo import ANSWER_SECONDS, TRACE
+from lodestar_fast.demo import TRACE
 from lodestar_fast.demo.children import ChildError, Children, Interrupted, with_children
 from lodestar_fast.demo.stack import start_stacks
 from lodestar_fast.errors import ConfigError
@@ -35,6 +35,8 @@ from lodestar_fast.terminal import say
 
 # Requests after which prompts come again; caches have forgotten them by then.
 ROUND = 10_000
+# Seconds until a request is given up: 1,000 tokens of the slow engine take a minute and a half.
+PATIENCE = 300.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +153,7 @@ class Watch:
                     {stack.policy: stack.url},
                     model=stack.model,
                     on_record=self._note,
-                    timeout=ANSWER_SECONDS,
+                    timeout=PATIENCE,
                     keep=False,
                 )
 
