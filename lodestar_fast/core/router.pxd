@@ -33,8 +33,7 @@ cdef class Router(RouterView):
     cpdef report(
         self, Py_ssize_t slot, double now, double running, double waiting, double kv_usage)
 
-    cdef Decision decide(
-        self, prompt, double now, Py_ssize_t prompt_tokens, seed, avoid, bint streaming, session)
+    cdef Decision decide(self, const ls_request *request, double now, avoid, session)
     cdef int keep(self) except -1
     cdef Decision choose(self, const ls_request *request, double now)
     cdef Py_ssize_t ask(self) except -1

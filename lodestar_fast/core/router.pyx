@@ -166,25 +166,13 @@ cdef class Router(RouterView):
         bint streaming=True,
         session=None,
     ):
-        cdef Decision d = self.decide(prompt, now, prompt_tokens, seed, avoid, streaming, session)
-        self.keep()
-        return d
-
-    cdef Decision decide(
-        self, prompt, double now, Py_ssize_t prompt_tokens, seed, avoid, bint streaming, session
-    ):
-        """route(), but for keeping the decision: keep() does that, before anything else is asked
-        of the router. A proxy sends the request in between."""
-        self.may_change()
-        if not isfinite(now):
-            raise ValueError(f"now: {now} is no time")
         in_range("prompt_tokens", prompt_tokens, 0, LS_TOKENS_MAX)
         cdef ls_request request
         cdef Py_buffer body, salt
         cdef bint body_held = False, salt_held = False
+        cdef Decision d
         request.prompt_tokens = <uint32_t>prompt_tokens
         request.streaming = streaming
-        self.r.session = 0 if session is None else self.session_key(session)
         try:
             if PyBytes_CheckExact(prompt):
                 request.prompt = PyBytes_AS_STRING(prompt)
@@ -200,14 +188,25 @@ cdef class Router(RouterView):
                 PyObject_GetBuffer(seed, &salt, PyBUF_SIMPLE)
                 salt_held = True
                 request.seed, request.seed_bytes = salt.buf, salt.len
-            if avoid is not None and avoid != ():
-                self.mark_avoided(avoid)
-            return self.choose(&request, now)
+            d = self.decide(&request, now, avoid, session)
+            self.keep()
+            return d
         finally:
             if body_held:
                 PyBuffer_Release(&body)
             if salt_held:
                 PyBuffer_Release(&salt)
+
+    cdef Decision decide(self, const ls_request *request, double now, avoid, session):
+        """route(), but for keeping the decision: keep() does that, before anything else is asked
+        of the router. A proxy sends the request in between."""
+        self.may_change()
+        if not isfinite(now):
+            raise ValueError(f"now: {now} is no time")
+        self.r.session = 0 if session is None else self.session_key(session)
+        if avoid is not None and avoid != ():
+            self.mark_avoided(avoid)
+        return self.choose(request, now)
 
     cdef uint64_t session_key(self, bytes session) except? 0:
         cdef uint64_t key

@@ -3,10 +3,11 @@
 
 cdef class Routing:
     cdef readonly str model  # "" if the body names none
-    cdef readonly object prompt  # bytes that identify its prefix; valid while this object lives
+    cdef const char* prompt_at  # bytes that identify its prefix; within _body
+    cdef Py_ssize_t prompt_size
     cdef readonly bytes seed  # what else the engine's cache depends on
     cdef readonly bint stream
-    cdef bytes _body  # which prompt may lie in
+    cdef bytes _body
 
 
 cdef Routing read_body(bytes path, bytes body)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 class Routing:
     """What routing needs of a request's body; see openai.Routing."""
 
     @property
     def model(self) -> str: ...
     @property
-    def prompt(self) -> Any:
-        """A buffer; valid while this object lives."""
+    def prompt(self) -> bytes: ...
     @property
     def seed(self) -> bytes: ...
     @property

@@ -12,8 +12,10 @@ from lodestar_fast.errors import NoInstanceError
 from lodestar_fast.proxy.retry_after import seconds_of
 from lodestar_fast.proxy.tracing import Record
 
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.math cimport NAN
 
+from lodestar_fast.core.lodestar cimport ls_request
 from lodestar_fast.core.router cimport Decision, Router
 from lodestar_fast.proxy.body cimport Routing
 from lodestar_fast.proxy.context cimport Context
@@ -66,10 +68,12 @@ cdef class Tries:
     cdef bint _choose(self, double start, tuple avoid) except -1:
         cdef Routing r = self.routing
         cdef Decision decision
+        cdef ls_request request
         if self.context.core is not None:
-            decision = self.context.core.decide(
-                r.prompt, start, 0, r.seed, avoid, r.stream, self.session
-            )
+            request.prompt, request.prompt_bytes = r.prompt_at, r.prompt_size
+            request.seed, request.seed_bytes = PyBytes_AS_STRING(r.seed), len(r.seed)
+            request.prompt_tokens, request.streaming = 0, r.stream
+            decision = self.context.core.decide(&request, start, avoid, self.session)
             self.ticket, self._slot = decision.ticket, decision.slot
             self._decision = decision
         else:

@@ -39,11 +39,14 @@ cdef class Upstream:
 cdef class Pool(Reserve):
     cdef Context context
     cdef object instance
-    cdef list _idle  # last used last
+    cdef list _idle  # those kept, last used last; None behind them: a list that shrinks is copied
+    cdef Py_ssize_t _kept  # how many they are
     cdef Py_ssize_t _open
     cdef bint _closed
     cdef bytes host  # for the Host field
     cdef readonly double heard_at  # when bytes of an answer came last, on any connection
     cdef Buffer _buffer  # for requests being put together
 
+    cdef int _keep(self, Upstream up) except -1
+    cdef int _remove(self, Upstream up) except -1
     cdef Upstream acquire(self, Receiver owner, bint fresh)

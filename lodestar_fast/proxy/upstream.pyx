@@ -86,7 +86,7 @@ cdef class Upstream:
         self.pause(False)
         self.reused = True
         self.idle_since = monotonic()
-        self.pool._idle.append(self)
+        self.pool._keep(self)
 
     cdef void abort(self):
         """Drop the connection now, opened or not: the engine sees it and ends the request."""
@@ -192,8 +192,7 @@ cdef class Upstream:
         self.dead = True
         self.parser.close()
         pool._open -= 1
-        if self in pool._idle:
-            pool._idle.remove(self)
+        pool._remove(self)
 
 
 cdef class Pool(Reserve):
@@ -213,8 +212,10 @@ cdef class Pool(Reserve):
         fresh: a new one, for kept ones of this engine have just turned out to be closed.
         """
         cdef Upstream up
-        while self._idle and not fresh:
-            up = <Upstream> self._idle.pop()
+        while self._kept and not fresh:
+            self._kept -= 1
+            up = <Upstream> self._idle[self._kept]
+            self._idle[self._kept] = None
             if up.transport.is_closing():
                 up._forget()
                 continue
@@ -225,16 +226,31 @@ cdef class Pool(Reserve):
         up.task = self.context.loop.create_task(up._open())
         return up
 
+    cdef int _keep(self, Upstream up) except -1:
+        if self._kept < len(self._idle):
+            self._idle[self._kept] = up
+        else:
+            self._idle.append(up)
+        self._kept += 1
+        return 0
+
+    cdef int _remove(self, Upstream up) except -1:
+        """Forget a connection, if it is kept."""
+        if up in self._idle:
+            self._idle.remove(up)
+            self._kept -= 1
+        return 0
+
     cdef int shrink(self, double now) except -1:
         """Close what has been idle for too long; the oldest come first."""
         cdef double since = now - self.context.limits.engine_keep_alive
-        while self._idle and (<Upstream> self._idle[0]).idle_since <= since:
+        while self._kept and (<Upstream> self._idle[0]).idle_since <= since:
             (<Upstream> self._idle[0]).abort()
         return 0
 
     @property
     def idle(self):
-        return len(self._idle)
+        return self._kept
 
     @property
     def open(self):
@@ -242,10 +258,10 @@ cdef class Pool(Reserve):
 
     @property
     def busy(self):
-        return self._open - len(self._idle)
+        return self._open - self._kept
 
     def close(self):
         self._closed = True
         self.context.reserves.discard(self)
-        while self._idle:
+        while self._kept:
             (<Upstream> self._idle[0]).abort()

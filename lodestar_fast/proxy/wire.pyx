@@ -37,9 +37,9 @@ cdef bint same(const char* a, Py_ssize_t n, const char* lower) noexcept nogil:
     cdef unsigned char c
     for i in range(n):
         c = a[i]
-        if 65 <= c <= 90:
-            c |= 32
-        if c != <unsigned char> lower[i] or lower[i] == 0:
+        if c != <unsigned char> lower[i] and (not 65 <= c <= 90 or c + 32 != lower[i]):
+            return False
+        if c == 0:
             return False
     return lower[n] == 0
 
