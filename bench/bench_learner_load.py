@@ -3,8 +3,8 @@
     python bench/bench_learner_load.py [--turns 20] [--requests 2000] [--free]
 
 Three routers with the same policy and a model that has learned stand before one engine. In the
-first the learner's thread sleeps. In the second it trains its network for ever, one round after
-the other, with its usual pauses between steps (2 ms); in the third without any. They take turns,
+first the learner's thread sleeps. In the second it trains for ever, one round after the other, with
+its usual pauses between the parts of a round (2 ms); in the third without any. They take turns,
 those whose turn it is not are stopped, and the order changes from turn to turn. Printed: median and
 99th percentile of all requests, and the median over the turns of their ratios to the first's.
 
@@ -30,6 +30,7 @@ from typing import Any
 
 KINDS = ("rests", "trains", "trains-without-pause")
 LEARN_FROM = 400  # streamed requests
+FRESH = 100  # of the first tokens, in each round
 _PLAIN = {"model": "m", "max_tokens": 8, "messages": [{"role": "user", "content": "x" * 900}]}
 _ANSWER = json.dumps({"choices": [{"message": {"content": "y" * 900}}]}).encode()
 _OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
@@ -75,10 +76,11 @@ def router(kind: str, url: str) -> int:
     def hook(trainer: Any) -> None:
         if trainer.version < 2:
             return
-        never = threading.Event()
+        never, buffer = threading.Event(), trainer.buffer
         pause = thread.PAUSE if kind == "trains" else 0.0
         while kind != "rests":
-            trainer._train(trainer.network, lambda: not (pause and never.wait(pause)))
+            buffer._settled = buffer.total - FRESH
+            trainer.round(lambda: not (pause and never.wait(pause)))
         never.wait()
 
     def patched(self: Any, *args: Any, **options: Any) -> None:

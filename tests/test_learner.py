@@ -263,22 +263,6 @@ def test_network_learns_what_physics_cannot_say() -> None:
     assert np.abs(np.log(blob.predict(x) / ttft)).mean() < 0.1
 
 
-def test_adam_is_torchs_adam() -> None:
-    torch = pytest.importorskip("torch")
-    from lodestar_fast.learner.model import LEARNING_RATE, WEIGHT_DECAY, Adam
-
-    ours = torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_()
-    theirs = ours.detach().clone().requires_grad_()
-    adam = Adam([ours])
-    reference = torch.optim.Adam([theirs], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    for k in range(50):
-        for p, optimizer in ((ours, adam), (theirs, reference)):
-            ((p * (k % 3 + 1) - 0.3) ** 2).sum().backward()
-            optimizer.step()
-        reference.zero_grad()
-    np.testing.assert_allclose(ours.detach(), theirs.detach(), atol=1e-6)
-
-
 def test_network_that_is_no_better_is_not_exported() -> None:
     pytest.importorskip("torch")
     from lodestar_fast.learner.model import Correction

@@ -70,7 +70,8 @@ class Buffer:
 
     def __init__(self, capacity: int = 6000) -> None:
         self.capacity = capacity
-        self.x: NDArray[np.float32] = np.zeros((capacity, features.WIDTH), np.float32)
+        # By column in memory: what a round asks of all rows is asked column by column.
+        self.x: NDArray[np.float32] = np.zeros((features.WIDTH, capacity), np.float32).T
         self.ttft: NDArray[np.float32] = np.zeros(capacity, np.float32)
         self.time: NDArray[np.float64] = np.zeros(capacity, np.float64)
         self.total = 0  # first tokens ever kept

@@ -34,8 +34,7 @@ Hook = Callable[["Trainer"], None]
 log = logging.getLogger("lodestar.learner")
 
 QUEUED_BATCHES: Final = 32  # half a minute of ticks; a full drain is 1.1 MB
-PAUSE: Final = 0.002  # seconds between two steps, in which the event loop has the GIL to itself
-BUDGET: Final = 0.5  # of a round's time that its steps may take
+PAUSE: Final = 0.002  # seconds between two parts of a round; the event loop has the GIL to itself
 CHECKPOINT_SECONDS: Final = 30.0
 COMPLAINT_SECONDS: Final = 60.0  # between two log lines about a folder that cannot be written
 STALLED_SECONDS: Final = 60.0  # without a sign of life in or between rounds: reported as failed
@@ -252,7 +251,7 @@ class ThreadLearner:
             if self._before_round:
                 self._before_round(trainer)
             started = time.thread_time()
-            blob = trainer.round(self._pacer())
+            blob = trainer.round(self._breathe)
             self._train_seconds += time.thread_time() - started
             if trainer.refusal:
                 self._last_error, trainer.refusal = trainer.refusal, ""
@@ -303,15 +302,10 @@ class ThreadLearner:
                 self._refused += 1
                 self._last_error = str(e)
 
-    def _pacer(self) -> Callable[[], bool]:
-        """What a round asks between steps: pauses, and says whether time is left."""
-        until = time.monotonic() + max(BUDGET * self._config.round_seconds, PAUSE)
-
-        def more() -> bool:
-            self._alive_at = time.monotonic()
-            return not self._stop.wait(PAUSE) and time.monotonic() < until
-
-        return more
+    def _breathe(self) -> bool:
+        """What a round asks between its parts: pauses, and says whether to go on learning."""
+        self._alive_at = time.monotonic()
+        return not self._stop.wait(PAUSE)
 
     def _load(self) -> State | None:
         from lodestar_fast.learner import checkpoint

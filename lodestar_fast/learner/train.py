@@ -96,7 +96,7 @@ class Trainer:
     def round(self, more: Callable[[], bool] = always) -> bytes | None:
         """Learn from what came; a new blob, or None if there is nothing new to publish.
 
-        more: asked between steps; may pause, and answers whether there is time for another one.
+        more: asked between parts; may pause, and answers whether the network should learn, too.
         """
         fresh = self.buffer.fresh()
         if not len(fresh):
@@ -116,7 +116,7 @@ class Trainer:
             return None
         if not self.ready:
             return None
-        if self.network is not None and not self._train(self.network, more):
+        if self.network is not None and more() and not self._train(self.network):
             self.network.reset()
             self._losses[:] = 0.0
             self._refuse("network has weights that are not finite or too large")
@@ -138,30 +138,23 @@ class Trainer:
         self._losses *= np.exp(-len(x) / MEMORY)
         self._losses += [errors[0].sum(), errors[1].sum(), len(x)]
 
-    def _train(self, network: Correction, more: Callable[[], bool]) -> bool:
+    def _train(self, network: Correction) -> bool:
         """Some steps on random batches of the ring. Returns whether the weights are sound."""
         n = len(self.buffer)
         self._measure(self.buffer.x[:n])
-        z = self._standardise(self.buffer.x[:n])
-        wanted = reward.target(self.buffer.ttft[:n], self.linear.predict(self.buffer.x[:n]))
-        for _ in range(STEPS):
-            if not more():
-                break
-            pick = self._draw.integers(0, n, BATCH)
-            network.step(z[pick], wanted[pick])
-        return all(
-            np.isfinite(part).all() and float(np.abs(part).max()) <= MAX_WEIGHT
-            for layer in network.weights()
-            for part in layer
-        )
+        pick = self._draw.integers(0, n, STEPS * BATCH)
+        x = self.buffer.x[pick]
+        wanted = reward.target(self.buffer.ttft[pick], self.linear.predict(x))
+        network.learn(self._standardise(x), wanted, BATCH)
+        return network.sound(MAX_WEIGHT)
 
     def _measure(self, x: Rows) -> None:
         """Mean, deviation and range of the ring's columns.
 
         What a checkpoint says of them stands in for the rows the ring still lacks.
         """
-        mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
-        low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
+        columns = (x.mean(axis=0), x.std(axis=0), x.min(axis=0), x.max(axis=0))
+        mean, std, low, high = (column.astype(np.float64) for column in columns)
         if self._earlier is not None and len(x) < self.buffer.capacity:
             mean0, std0, low0, high0 = self._earlier
             share = len(x) / self.buffer.capacity
@@ -176,8 +169,8 @@ class Trainer:
         return np.where(self._std > LEAST_STD, 1.0 / np.maximum(self._std, LEAST_STD), 0.0)
 
     def _standardise(self, x: Rows) -> Rows:
-        z = (x - self._mean) * self._inverse_std
-        return np.clip(z, -CLIP, CLIP).astype(np.float32)
+        z = (x - self._mean.astype(np.float32)) * self._inverse_std.astype(np.float32)
+        return np.clip(z, -CLIP, CLIP)
 
     @property
     def corrects(self) -> bool:
