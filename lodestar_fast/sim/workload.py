@@ -39,6 +39,9 @@ BYTES_PER_TOKEN = 4
 # (Mooncake: 3 s). Replayed as it stands, each step would be a burst that nobody measured.
 STEP_SECONDS = 1.0
 
+# What a number in a trace may be: beyond, a prompt has no room, and repeats overflow the ids.
+MOST_TOKENS, MOST_ID = 1 << 24, 1 << 38
+
 # 256 words, one for each value of a byte: 16 beginnings by 16 endings, 3 to 6 letters.
 WORDS = tuple(
     head + tail
@@ -255,7 +258,7 @@ def _meta(row: dict[str, Any], where: str, sessions: bool) -> int:
     size = meta.get("block_size")
     if size is None:
         return 0
-    if type(size) is not int or size < 1:
+    if type(size) is not int or not 0 < size <= MOST_TOKENS:
         raise ConfigError(f"{where}: field `meta.block_size`: not a positive whole number or null")
     return size
 
@@ -264,10 +267,10 @@ def _request(row: dict[str, Any], index: int, block_tokens: int, where: str) -> 
     def fail(field: str, what: str) -> ConfigError:
         return ConfigError(f"{where}: field `{field}`: {what}")
 
-    def whole(field: str, least: int, default: int | None = None) -> int:
+    def whole(field: str, least: int, default: int | None = None, most: int = MOST_TOKENS) -> int:
         value = row.get(field, default)
-        if type(value) is not int or value < least:
-            raise fail(field, f"not a whole number of at least {least}")
+        if type(value) is not int or not least <= value <= most:
+            raise fail(field, f"not a whole number from {least} to {most}")
         return value
 
     arrival = row.get("t")
@@ -278,8 +281,8 @@ def _request(row: dict[str, Any], index: int, block_tokens: int, where: str) -> 
     if (
         not isinstance(runs, list)
         or len(runs) % 2
-        or any(type(n) is not int for n in runs)
-        or any(n < 1 for n in runs[1::2])
+        or any(type(n) is not int or not 0 <= n <= MOST_ID for n in runs)
+        or 0 in runs[1::2]
     ):
         raise fail("h", "not pairs of block id and run length")
     if runs and not block_tokens:
@@ -291,7 +294,7 @@ def _request(row: dict[str, Any], index: int, block_tokens: int, where: str) -> 
         whole("out", 0),
         block_tokens,
         tuple(runs),
-        whole("cid", -1, -1),
+        whole("cid", -1, -1, MOST_ID),
         whole("pl", 0, 0),
     )
 
@@ -301,8 +304,8 @@ def _of_session(row: dict[str, Any], requests: list[Request], where: str) -> Req
     session, shared = row.get("sid"), row.get("sys", [-1, 0])
     think = row.get("think")
     think = 0.0 if think is None else think  # null: not known
-    if type(session) is not int or session < 0:
-        raise ConfigError(f"{where}: field `sid`: not a whole number of at least 0")
+    if type(session) is not int or not 0 <= session <= MOST_ID:
+        raise ConfigError(f"{where}: field `sid`: not a whole number from 0 to {MOST_ID}")
     if len(requests) > 1 and session < requests[-2].session:
         raise ConfigError(f"{where}: field `sid`: less than on the line before")
     if isinstance(think, bool) or not isinstance(think, int | float) or not think >= 0:
@@ -310,8 +313,8 @@ def _of_session(row: dict[str, Any], requests: list[Request], where: str) -> Req
     if (
         not isinstance(shared, list)
         or len(shared) != 2
-        or any(type(n) is not int for n in shared)
-        or shared[1] < 0
+        or any(type(n) is not int or abs(n) > MOST_ID for n in shared)
+        or not 0 <= shared[1] <= MOST_TOKENS
     ):
         raise ConfigError(f"{where}: field `sys`: not a group and its number of shared tokens")
     return replace(
