@@ -188,7 +188,11 @@ def make_policy(name: str) -> tuple[Policy, dict[str, Any]]:
     kind = _class(policy)
     try:
         chooser = kind(**own)
-    except (TypeError, ValueError) as e:
+    except TypeError as e:
+        _, _, unknown = str(e).partition("unexpected keyword argument ")
+        said = f"{policy} has no setting {unknown}" if unknown else str(e)
+        raise ConfigError(f"--policy: {name}: {said}") from None
+    except ValueError as e:
         raise ConfigError(f"--policy: {name}: {e}") from None
     if own and _ignores_settings(kind):
         raise ConfigError(f"--policy: {name}: {policy} has no settings")
