@@ -100,6 +100,12 @@ cdef class Scanner:
                 p += 1
                 self._state = START
                 continue
+            if (
+                self._state == START and not self._error_event and end - p > 8
+                and memcmp(p, b'data: {"', 8) == 0 and p[8] != ERROR_MARK[2]
+            ):
+                self._event(p + 6, end, 0)  # as nearly all lines; below byte by byte
+                continue
             c = p[0]
             p += 1
             if c == 10:
