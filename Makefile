@@ -1,6 +1,6 @@
 # Two commands for everyone: `make demo` and `make test`. Each sets itself up in .venv.
 #   build   demo   watch   test   test-real   soak   sanitize   check   paper   paper-quick
-#   bench   bench-compare   bench-instructions
+#   robust   bench   bench-compare   bench-instructions
 #   lint   types   format   fuzz   debug   annotate   clean
 # ARGS="..." goes to the program behind the verb.
 
@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 NATIVE := $(shell find csrc lodestar_fast -name '*.[ch]' -path 'csrc/*' -o -name '*.pyx' -o -name '*.pxd')
 SOURCE := pyproject.toml setup.py constraints.txt Makefile $(NATIVE)
 
-.PHONY: build demo watch test test-real check soak sanitize paper paper-quick bench bench-compare bench-instructions lint types format fuzz debug annotate clean
+.PHONY: build demo watch test test-real check soak sanitize paper paper-quick robust bench bench-compare bench-instructions lint types format fuzz debug annotate clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.built
@@ -85,6 +85,11 @@ paper: build
 # The cells that matter most, in an hour on two cores.
 paper-quick: build
 	$(BIN)/lodestar matrix --quick --jobs $(JOBS) --report paper-report --readme README.md $(ARGS)
+
+# Whether the learned policy ever collapses: 500 short runs of fleets, requests and faults drawn at
+# random. ARGS="--robust 30" for fewer, "--first 17 --robust 1" for seed 17.
+robust: build
+	$(BIN)/lodestar matrix --robust 500 --jobs $(JOBS) $(ARGS)
 
 # Instructions of the hot functions: the same on every run, however busy the machine is.
 bench-instructions:

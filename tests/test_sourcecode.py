@@ -46,9 +46,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"config", "errors", "summary", "sim", "plots"},
     "loadgen": {"sim", "errors", "clock", "summary"},
     "replay": {"sim", "config", "errors", "clock", "summary", "terminal", "loadgen"},
-    "simulate": {"sim", "core", "learner", "config", "errors", "clock"}
+    "simulate": {"sim", "core", "learner", "config", "errors", "clock", "governor"}
     | {"summary", "slo", "terminal", "plots", "report"},
-    "matrix": {"sim", "core", "errors", "clock", "summary", "slo", "plots", "report", "simulate"},
+    "matrix": {"sim", "core", "config", "errors", "clock"}
+    | {"summary", "slo", "plots", "report", "simulate", "watchdog"},
     "watch": {"sim", "errors", "summary", "terminal", "loadgen", "replay", "report", "demo"},
     "demo": {"sim", "errors", "clock", "summary", "slo", "terminal", "loadgen", "replay", "report"},
 }

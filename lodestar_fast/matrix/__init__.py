@@ -13,12 +13,15 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from lodestar_fast.clock import MonotonicClock
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.matrix import robust
 from lodestar_fast.matrix.cells import Cell, matrix, quick
-from lodestar_fast.matrix.runner import CAPACITY_COST, Runner, plan_table
+from lodestar_fast.matrix.runner import CAPACITY_COST, Runner, each, plan_table
 from lodestar_fast.matrix.store import Store
 from lodestar_fast.matrix.workloads import missing
 from lodestar_fast.simulate import at_least_one, positive
@@ -38,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--quick",
         action="store_true",
-        help="the headline subset: fifteen cells of 300 s, ten seeds, the best heuristics",
+        help="the headline subset: fifteen cells, ten seeds, the best heuristics",
     )
     add("--cells", metavar="A,B", help="only cells of these names, as in mix-* [all]")
     add("--policy", metavar="A,B", help="only these policies [those of the cell]")
@@ -55,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep results of other versions of the code; the report says how many there are",
     )
+    add(
+        "--robust",
+        type=at_least_one,
+        metavar="N",
+        help="not the cells, but N short runs of fleets, requests and faults drawn at random; "
+        "exit status 1 if Lodestar collapses in one of them",
+    )
+    add("--first", type=at_least_one, default=1, metavar="K", help="seed of the first of them [1]")
     add("--no-run", action="store_true", help="only the report, of what is there")
     group = parser.add_argument_group("output")
     add = group.add_argument
@@ -63,10 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    cells = _cells(args)
     store = Store(Path(args.store))
     traces = Path(args.traces)
     console, progress = Console(), Progress(Console(stderr=True))
+    if args.robust:
+        return _robust(range(args.first, args.first + args.robust), store, args, progress)
+    cells = _cells(args)
     for cell in [cell for cell in cells if (why := missing(cell.work, traces))]:
         progress.warn(f"{cell.name}: left out: {why}")
         cells.remove(cell)
@@ -94,6 +107,33 @@ def run(args: argparse.Namespace) -> int:
         if args.readme:
             update_readme(Path(args.readme), cells, store, args.quick)
     return 0
+
+
+def _robust(seeds: range, store: Store, args: argparse.Namespace, progress: Progress) -> int:
+    """Run those that are not in the store, from the same code."""
+    kept = [d for d in store.draws.values() if d.code == robust.code() and d.seed in seeds]
+    todo = sorted(set(seeds) - {d.seed for d in kept})
+    works = [(seed, Path(args.traces)) for seed in ([] if args.no_run else todo)]
+    try:
+        with progress.runs(len(works)):
+            for _, draw in each(robust.run_draw, works, args.jobs):
+                store.add(draw)
+                kept.append(draw)
+                progress.ended(f"seed {draw.seed}: {draw.ratio:.2f}")
+                if draw.ratio > robust.COLLAPSE:
+                    progress.warn(f"collapse: {draw.ratio:.2f}, seed {draw.seed}: {draw.what}")
+    finally:
+        store.fold()
+    table = robust.table(kept)
+    out = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in table.head:
+        out.add_column(name, justify="left" if name == "seed" else "right")
+    for row in table.rows:
+        out.add_row(*row)
+    console = Console()
+    console.print(out)
+    console.print(table.note, highlight=False)
+    return 1 if robust.collapsed(kept) else 0
 
 
 def _run(

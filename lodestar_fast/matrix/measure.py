@@ -25,6 +25,7 @@ from lodestar_fast.simulate.plan import Measured, Plan, fleet, run_one
 from lodestar_fast.simulate.saturation import saturation
 from lodestar_fast.slo import in_time
 from lodestar_fast.summary import Record, run_summary
+from lodestar_fast.watchdog import DEMOTED, TRIAL
 
 WINDOW = 10.0  # seconds
 LEAST = 10  # requests in a window that is worth a mean
@@ -62,6 +63,8 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     windows: tuple[float | None, ...]
     learned: float | None = None  # share of decisions
     predicted: tuple[float, float] | None = None
+    demoted: int = 0  # how often the watchdog took it off
+    trials: int = 0  # how often it was tried against the fallback
     bound: float | None = None  # no router can have a lower mean; in the clairvoyant's row only
 
 
@@ -135,6 +138,8 @@ def row_of(
         windows=windows(done.records, cell.seconds),
         learned=run["learned_share"] or None,
         predicted=(round(error[0], 3), round(error[1], 3)) if error else None,
+        demoted=sum(change.state == DEMOTED for change in done.watchdog or ()),
+        trials=sum(change.state == TRIAL for change in done.watchdog or ()),
         bound=_bound(cell, jobs, done.warm_up) if policy == CLAIRVOYANT else None,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lodestar_fast import __version__
 from lodestar_fast.errors import ConfigError
-from lodestar_fast.matrix import drawings
+from lodestar_fast.matrix import drawings, robust
 from lodestar_fast.matrix.cells import OURS, Cell
 from lodestar_fast.matrix.findings import Findings
 from lodestar_fast.matrix.goals import goals
@@ -36,6 +36,8 @@ def write_report(folder: str, cells: Sequence[Cell], store: Store) -> Path:
     make_folder(folder)
     path = Path(folder) / "index.html"
     tables = [goals(found), *every(found)]
+    if store.draws:
+        tables.append(robust.table(store.draws.values()))
     try:
         path.write_text(_page(found, tables, _made(cells, store)), encoding="utf-8")
         (Path(folder) / "report.md").write_text(markdown(tables, _made(cells, store)), "utf-8")

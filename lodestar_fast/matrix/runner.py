@@ -27,8 +27,9 @@ from lodestar_fast.clock import Clock
 from lodestar_fast.core.policies import POLICIES
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.matrix.cells import OURS, PUBLISHED, REST_SEEDS, VARIANTS, Cell
+from lodestar_fast.matrix.code import code_version
 from lodestar_fast.matrix.measure import Row, capacity_of, find_capacity, row_of
-from lodestar_fast.matrix.store import Store, code_version, what_of
+from lodestar_fast.matrix.store import Store, what_of
 from lodestar_fast.simulate.plan import SIMULATED, settings
 
 # Processor seconds for a thousand requests, before anything was measured; then it is measured.
@@ -66,7 +67,7 @@ def policies_of(cell: Cell) -> list[tuple[str, int]]:
 
 def code_of(policy: str) -> str:
     """The version of all that its runs follow from."""
-    return code_version(settings(policy)[0] in (OURS, PUBLISHED))
+    return code_version(settings(policy)[0])
 
 
 def tasks(
@@ -141,7 +142,7 @@ class Runner:
     def capacities(self, cells: Sequence[Cell], note: Callable[[str], None]) -> None:
         """Find the saturation rates that are not known yet. Raises ConfigError."""
         works = [(cell, name, self.traces) for cell, name in _uncharted(cells, self.store)]
-        for _, found in _each(find_capacity, works, self.jobs):
+        for _, found in each(find_capacity, works, self.jobs):
             self.store.add(found)
             note(f"{found.fleet}, {found.source}: saturated at {found.saturation:.3g} req/s")
 
@@ -165,7 +166,7 @@ class Runner:
                     return
                 yield task, self.traces
 
-        for (task, _), row in _each(_work, begun(), self.jobs):
+        for (task, _), row in each(_work, begun(), self.jobs):
             self.store.add(row)
             self.costs.learn(row)
             del left[task]
@@ -173,7 +174,7 @@ class Runner:
         return len(todo) - len(left)
 
 
-def _each(
+def each(
     work: Callable[[*Arguments], Result], items: Iterable[tuple[*Arguments]], jobs: int
 ) -> Iterator[tuple[tuple[*Arguments], Result]]:
     """Each item with its result, as they come, made in so many processes; 1: in this one.

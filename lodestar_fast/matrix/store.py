@@ -14,42 +14,22 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 
 import msgspec
 
-import lodestar_fast
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.matrix.cells import Cell
 from lodestar_fast.matrix.measure import Capacity, Row
+from lodestar_fast.matrix.robust import Draw
 
 Key = tuple[str, float, str, int]  # cell, seconds, policy, seed
-# What a run's numbers follow from. The learner is of no concern to those that do not learn.
-CODE = ("core", "sim", "simulate", "slo.py", "summary.py")
-LEARNING = ("learner", "features.py", "config.py")
-KINDS: dict[str, type[Row] | type[Capacity]] = {"run": Row, "capacity": Capacity}
-
-
-@cache
-def code_version(learns: bool) -> str:
-    """A hash of the code that the runs of a policy follow from; of compiled parts their source."""
-    root = Path(lodestar_fast.__file__).parent
-    names = CODE + LEARNING * learns
-    paths = [
-        path for name in names for path in ([root / name] if "." in name else _files(root / name))
-    ]
-    paths += sorted((root.parent / "csrc").glob("*.[ch]"))
-    digest = hashlib.blake2b(digest_size=6)
-    for path in paths:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    """Sources, and where there are none (an installed wheel) what was made of them."""
-    found = sorted(folder.rglob("*.py")) + sorted(folder.rglob("*.pyx"))
-    return found if any(p.suffix == ".pyx" for p in found) else found + sorted(folder.rglob("*.so"))
+Kept = Row | Capacity | Draw
+KINDS: dict[str, type[Row] | type[Capacity] | type[Draw]] = {
+    "run": Row,
+    "capacity": Capacity,
+    "draw": Draw,
+}
 
 
 def what_of(cell: Cell, rate: float, policy: str, seed: int) -> str:
@@ -71,6 +51,7 @@ class Store:
         self.path = path
         self.rows: dict[Key, Row] = {}
         self.capacities: dict[tuple[str, str, str], Capacity] = {}
+        self.draws: dict[int, Draw] = {}  # by seed
         self._new = path.with_name(path.name + ".new")
         self._file: int | None = None
         try:
@@ -94,13 +75,15 @@ class Store:
                     continue  # a kill in the middle of a line
                 raise ConfigError(f"--store: {name}: line {number}: {e}") from None
 
-    def _keep(self, row: Row | Capacity) -> None:
+    def _keep(self, row: Kept) -> None:
         if isinstance(row, Capacity):
             self.capacities[row.fleet, row.source, row.changes] = row
+        elif isinstance(row, Draw):
+            self.draws[row.seed] = row
         else:
             self.rows[row.cell, row.seconds, row.policy, row.seed] = row
 
-    def add(self, row: Row | Capacity) -> None:
+    def add(self, row: Kept) -> None:
         """Keep a row, on disk too before this returns."""
         self._keep(row)
         try:
@@ -124,8 +107,9 @@ class Store:
 
     def fold(self) -> None:
         """All rows into the compact file."""
-        rows: list[Row | Capacity] = [self.capacities[key] for key in sorted(self.capacities)]
+        rows: list[Kept] = [self.capacities[key] for key in sorted(self.capacities)]
         rows += [self.rows[key] for key in sorted(self.rows)]
+        rows += [self.draws[seed] for seed in sorted(self.draws)]
         aside = self.path.with_name(self.path.name + ".tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,6 +138,6 @@ class Store:
         return [row for row in self.rows.values() if (row.cell, row.seconds) in wanted]
 
 
-def _line(row: Row | Capacity) -> bytes:
-    kind = "run" if isinstance(row, Row) else "capacity"
+def _line(row: Kept) -> bytes:
+    kind = next(name for name, type_ in KINDS.items() if isinstance(row, type_))
     return msgspec.json.encode({kind: row}) + b"\n"

@@ -120,6 +120,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"simulated time of one of its rounds, as measured in the proxy [{ROUND_SECONDS}]",
     )
+    add(
+        "--no-watchdog",
+        action="store_true",
+        help=f"let {LEARNED} decide whatever it does; else it is watched, as in the proxy",
+    )
     add("--seed", type=count, default=1, metavar="K", help="seed of arrivals and policies [1]")
     add(
         "--seeds",
@@ -327,6 +332,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         users=args.users or 0,
         learner=args.learner,
         learner_seconds=args.learner_seconds,
+        watchdog=not args.no_watchdog,
         regret=args.regret,
         **shape(args),
         **sizes,
@@ -374,6 +380,7 @@ def _summaries(
         ) | {
             "warm_up_s": round(run.warm_up, 4),
             "lower_bound_ms": {k: round((v + plan.delay) * 1e3, 4) for k, v in bounds.items()},
+            "watchdog": None if run.watchdog is None else [c._asdict() for c in run.watchdog],
         }
 
 

@@ -6,18 +6,22 @@ the three a run follows entirely, whoever makes it and whenever.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from lodestar_fast.config import LearnerConfig
 from lodestar_fast.core.enums import Reason
+from lodestar_fast.core.modes import Guarded
 from lodestar_fast.core.policies import POLICIES, Policy
+from lodestar_fast.core.router import Router
 from lodestar_fast.errors import ConfigError, InvariantError
+from lodestar_fast.governor import Governor
 from lodestar_fast.learner import Learner
 from lodestar_fast.sim.faults import Call, read_events, read_faults
 from lodestar_fast.sim.gpus import MODEL, EngineSpec, parse_fleet
@@ -38,9 +42,12 @@ PAPER = "lodestar-paper"
 CLAIRVOYANTS = {kind.name: kind for kind in (Oracle, StaleOracle, AltruisticOracle)}
 SIMULATED = (*CLAIRVOYANTS, PAPER)  # policies that are only here ...
 WATCHERS = (PAPER, StaleOracle.name)  # ... and of them, those that are told of each request
-LEARNED = "lodestar"
+LEARNED, FALLBACK = "lodestar", "lmetric"  # as the proxy has them (build.py)
 WARM_UP = 0.1  # of a run: what arrives in it is in no latency
 STEPS = 50  # of progress in a run
+
+# What the watchdog does stands in the results, with its time; it need not be on stderr too.
+logging.getLogger("lodestar_fast").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class Plan:
     users: int = 0  # closed loop: so many at a time; 0: an open one
     learner: str = "mlp"
     learner_seconds: float = ROUND_SECONDS
+    watchdog: bool = True  # takes the learned policy off while it does harm, as in the proxy
     regret: bool = False
     cv: float = 1.0  # of the gaps between arrivals that are redrawn
     sharing: tuple[float, ...] = ()  # SharingRatio of these shares, in place of the trace
@@ -77,15 +85,39 @@ class Plan:
         return dict(self.coefficients)
 
 
+class Change(NamedTuple):
+    """Of what the watchdog thinks: seconds, its state from then on, and why."""
+
+    t: float
+    state: str
+    why: str
+
+
+class Governed(Governor):
+    """A governor that keeps what its watchdog did."""
+
+    def __init__(self, policy: Guarded) -> None:
+        super().__init__(policy)
+        self.changes: list[Change] = []
+
+    def tick(self, router: Router, now: float) -> int | None:
+        before = self.watchdog.state, self.watchdog.why
+        version = super().tick(router, now)
+        if before != (after := (self.watchdog.state, self.watchdog.why)):
+            self.changes.append(Change(round(now, 3), *after))
+        return version
+
+
 @dataclass
 class Measured:
-    """One run. span: arrival of its last request, seconds."""
+    """One run. span: arrival of its last request, seconds. watchdog: None if it did not watch."""
 
     policy: str
     seed: int
     records: list[Record]
     span: float
     preemptions: int
+    watchdog: list[Change] | None = None
     regret: list[float] = field(default_factory=list)  # seconds, of the sampled decisions
 
     @property
@@ -271,6 +303,10 @@ def run_one(
     chooser, tuning = make_policy(policy)
     in_world: Any = chooser if chooser.name in SIMULATED else None
     learner = make_learner(plan, tuning) if chooser.name == LEARNED else None
+    governor = None
+    if learner and plan.watchdog:
+        chooser = Guarded(chooser, POLICIES[FALLBACK]())
+        governor = Governed(chooser)
     world = Simulation(
         jobs,
         specs,
@@ -284,20 +320,26 @@ def run_one(
         calls=calls,
         timer=timer,
         probe=regret,
-        governor=in_world if chooser.name == PAPER else None,
+        governor=in_world if chooser.name == PAPER else governor,
         watcher=in_world if chooser.name in WATCHERS else None,
         source=None if jobs else _sessions(plan, seed, specs),
     )
     if in_world:
         in_world.world = world
+    if governor:
+        governor.learner = world.learner
     outcomes = world.run()
-    if error := world.router.stats()["policy_error"]:
+    # What the guard caught would be a fallback's decision in the proxy; here nothing may hide it.
+    guarded = governor.policy.last_error if governor else ""
+    if error := guarded or world.router.stats()["policy_error"]:
         raise InvariantError(f"policy {policy}: {error}")
     records = []
     outcomes.reverse()
     while outcomes:  # one goes as the other comes: there may be millions
         records.append(_record(outcomes.pop(), world.jobs))
     done = Measured(policy, seed, records, span, world.preemptions)
+    if governor:
+        done.watchdog = governor.changes
     if regret:
         done.regret = [cost for time, cost in regret.seconds if time >= done.warm_up]
     return done

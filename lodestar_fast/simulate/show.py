@@ -113,6 +113,11 @@ STANDARD_ERROR = "+-"
 NOTE = f"{STANDARD_ERROR}: standard error of the mean TTFT over the seeds"
 
 
+def demotions(run: dict[str, Any]) -> int:
+    """How often the watchdog took the learned policy off."""
+    return sum(change["state"] == "demoted" for change in run.get("watchdog") or ())
+
+
 def result_rows(
     runs: Sequence[dict[str, Any]], policies: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
@@ -121,8 +126,10 @@ def result_rows(
     several = len(runs) > len(policies)
     regret = any(run["regret_ms"]["mean"] is not None for run in runs)
     failed = any(run["failed"] for run in runs)
+    demoted = any(demotions(run) for run in runs)
     head = ["", "TTFT ms", *[STANDARD_ERROR] * several, "p50", "p90", "p99", "TPOT ms", "hit"]
     head += ["in time", "preempted", "learned", *["regret ms"] * regret, *["failed"] * failed]
+    head += ["demoted"] * demoted
     rows = []
     for name, its in by_policy.items():
         cells = [name, _ms(_mean(its, "ttft_ms", "mean"))]
@@ -141,6 +148,9 @@ def result_rows(
             cells.append(_ms(_mean(its, "regret_ms", "mean")))
         if failed:
             cells.append(f"{_mean(its, 'failed') or 0:,.0f}")
+        if demoted:
+            watched = all(run.get("watchdog") is not None for run in its)
+            cells.append(f"{fmean(map(demotions, its)):.3g}" if watched else "-")
         rows.append(cells)
     return head, rows
 
