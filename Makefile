@@ -55,12 +55,13 @@ test-real: $(VENV)/.dev
 	$(BIN)/python tests/real/install.py $(REAL_VENV) $(REAL_MODEL)
 	REAL_VENV=$(REAL_VENV) REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest tests/real/real_*.py --timeout=900 $(ARGS)
 
-# Fuzz, leaks, rolling restarts, overload, crowds: minutes, with figures.
+# Fuzz, leaks, rolling restarts, overload, crowds, two million requests: half an hour, with figures.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak.fuzz
 	$(BIN)/python -m tests.soak.traffic $(ARGS)
 	$(BIN)/python -m tests.soak.crowds
 	$(BIN)/python -m tests.soak.abuse
+	$(BIN)/python -m tests.soak.marathon
 
 # The compiled parts under sanitizers: a build of their own, the tests that call them, hostile bytes.
 sanitize: $(VENV)/.dev

@@ -122,5 +122,9 @@ class SteadyEngine:
 
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """End all connections, whatever runs on them."""
         for connection in list(self._connections):
             connection.abort()
