@@ -25,6 +25,7 @@ from lodestar_fast.config import LearnerConfig
 from lodestar_fast.errors import BlobError
 
 if TYPE_CHECKING:
+    from lodestar_fast.learner.ablation import Ablation
     from lodestar_fast.learner.checkpoint import State
     from lodestar_fast.learner.model import Correction
     from lodestar_fast.learner.train import Trainer
@@ -43,7 +44,7 @@ COLD_AFTER: Final = 3  # failures in a row after which the last good state is no
 JOIN_SECONDS: Final = 5.0
 
 
-def _network(config: LearnerConfig) -> Correction | None:
+def _network(config: LearnerConfig, hidden: int) -> Correction | None:
     """The network the configuration asks for. Raises ImportError without torch."""
     if config.model == "linear":
         return None
@@ -54,7 +55,7 @@ def _network(config: LearnerConfig) -> Correction | None:
 
     # One thread of its own is what the learner is given: the cores belong to the proxy.
     torch.set_num_threads(1)
-    return Correction(features.WIDTH, seed=config.learner_seed)
+    return Correction(features.WIDTH, (hidden, hidden), config.learner_seed)
 
 
 def _describe(trainer: Trainer | None) -> dict[str, Any]:
@@ -78,14 +79,18 @@ class InlineLearner:
     """Learns inside submit(), once in every round_seconds of the samples' own time.
 
     Deterministic: the same batches give the same blobs. An exception in training propagates, for a
-    simulation must not go on with a broken learner.
+    simulation must not go on with a broken learner. ablation: what is taken out of it.
     """
 
-    def __init__(self, config: LearnerConfig, state_dir: str = "") -> None:
+    def __init__(
+        self, config: LearnerConfig, state_dir: str = "", ablation: Ablation | None = None
+    ) -> None:
         from lodestar_fast.learner import checkpoint
+        from lodestar_fast.learner.ablation import NONE
         from lodestar_fast.learner.train import Trainer
 
-        self._trainer = Trainer(config, _network(config))
+        without = ablation or NONE
+        self._trainer = Trainer(config, _network(config, without.hidden), without.terms)
         self._round_seconds = config.round_seconds
         self._period = -1  # the newest one, of round_seconds each, that has had its round
         self._state_dir = state_dir
@@ -269,13 +274,14 @@ class ThreadLearner:
 
         with quiet():
             # numpy and our modules first: small, and needed with either model.
+            from lodestar_fast.learner.ablation import NONE
             from lodestar_fast.learner.train import Trainer
 
             network = None
             try:
                 if self._config.model != "linear":
                     preload_torch()
-                network = _network(self._config)
+                network = _network(self._config, NONE.hidden)
             except ImportError as e:
                 self._last_error = f"learning without a network: {e}"
                 log.warning("%s", self._last_error)

@@ -26,7 +26,7 @@ from lodestar_fast.learner import export, reward
 from lodestar_fast.learner.buffer import Buffer, decode
 from lodestar_fast.learner.checkpoint import State
 from lodestar_fast.learner.heads import Heads
-from lodestar_fast.learner.linear import LinearModel
+from lodestar_fast.learner.linear import TERMS, LinearModel, Term
 
 if TYPE_CHECKING:
     from lodestar_fast.learner.model import Correction
@@ -55,11 +55,17 @@ class Trainer:
     """All that is learned. One thread owns it.
 
     network: learned on top of the physical model, or None for the physical model alone.
+    terms: of the physical model.
     """
 
-    def __init__(self, config: LearnerConfig, network: Correction | None) -> None:
+    def __init__(
+        self,
+        config: LearnerConfig,
+        network: Correction | None,
+        terms: tuple[Term, ...] = TERMS,
+    ) -> None:
         self.buffer = Buffer()
-        self.linear = LinearModel()
+        self.linear = LinearModel(terms)
         self.heads = Heads()
         self.network = network
         self.version = 0

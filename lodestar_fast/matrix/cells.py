@@ -51,6 +51,10 @@ REST = (
 )
 VARIANTS = (
     "lodestar:model=linear",
+    "lodestar:hidden=8",
+    "lodestar:hidden=64",
+    "lodestar:hidden=128",
+    "lodestar:prior=false",
     "lodestar:margin=1.0",
     "lodestar:margin=1.05",
     "lodestar:margin=1.2",

@@ -38,6 +38,16 @@ def goals(found: Findings) -> Table:
             f"{len(fallen)} of {runs}; the worst {worst:.2f} times",
         )
     )
+    watched = [row for cell in found.cells for row in found.rows[cell.name][OURS].values()]
+    demoted = sum(row.demoted > 0 for row in watched)
+    tried = sum(row.trials > 0 for row in watched)
+    rows.append(
+        (
+            "runs in which the watchdog took it off, or tried it against the fallback",
+            "0",
+            f"{demoted} and {tried} of {len(watched)}",
+        )
+    )
     note = (
         "Geometric means over the cells of the blocks paper, mixed and real, with 95 % intervals "
         "from a bootstrap over the seeds of each cell. Gains are compared as logarithms, over all "

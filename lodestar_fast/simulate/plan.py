@@ -23,6 +23,7 @@ from lodestar_fast.core.router import Router
 from lodestar_fast.errors import ConfigError, InvariantError
 from lodestar_fast.governor import Governor
 from lodestar_fast.learner import Learner
+from lodestar_fast.learner.ablation import Ablation
 from lodestar_fast.sim.faults import Call, read_events, read_faults
 from lodestar_fast.sim.gpus import MODEL, EngineSpec, parse_fleet
 from lodestar_fast.sim.jobs import Job, Outcome, make_jobs
@@ -39,6 +40,7 @@ from lodestar_fast.summary import Record
 TRACE = str(files("lodestar_fast") / "data" / "mooncake_conversation.jsonl.gz")
 ORACLE = Oracle.name
 PAPER = "lodestar-paper"
+ABLATED = Ablation.__struct_fields__
 CLAIRVOYANTS = {kind.name: kind for kind in (Oracle, StaleOracle, AltruisticOracle)}
 SIMULATED = (*CLAIRVOYANTS, PAPER)  # policies that are only here ...
 WATCHERS = (PAPER, StaleOracle.name)  # ... and of them, those that are told of each request
@@ -215,7 +217,7 @@ def make_policy(name: str) -> tuple[Policy, dict[str, Any]]:
     Raises ConfigError.
     """
     policy, values = settings(name)
-    ours = LearnerConfig.__struct_fields__ if policy == LEARNED else ()
+    ours = (*LearnerConfig.__struct_fields__, *ABLATED) if policy == LEARNED else ()
     own = {k: v for k, v in values.items() if k not in ours}
     kind = _class(policy)
     try:
@@ -262,15 +264,21 @@ def _sessions(plan: Plan, seed: int, specs: Sequence[EngineSpec]) -> Sessions:
 
 
 def make_learner(plan: Plan, tuning: Mapping[str, Any] | None = None) -> Learner:
-    """tuning: fields of LearnerConfig. Raises ConfigError, also if torch is needed and missing."""
+    """tuning: fields of LearnerConfig and Ablation.
+
+    Raises ConfigError, also if torch is needed and missing.
+    """
     from lodestar_fast.learner.thread import InlineLearner
 
+    values = {"model": plan.learner, **(tuning or {})}
+    without = {k: values.pop(k) for k in ABLATED if k in values}
     try:
-        config = msgspec.convert({"model": plan.learner, **(tuning or {})}, LearnerConfig)
+        config = msgspec.convert(values, LearnerConfig)
+        ablation = msgspec.convert(without, Ablation)
     except msgspec.ValidationError as e:
         raise ConfigError(f"--policy: {LEARNED}: {e}") from None
     try:
-        return InlineLearner(config)
+        return InlineLearner(config, ablation=ablation)
     except ModuleNotFoundError as e:
         raise ConfigError(
             f"--learner {plan.learner}: {e.name} is not installed "
