@@ -170,6 +170,9 @@ enum ls_event {
     LS_EVENTS
 };
 
+/* Whether an SLO will be kept, as predicted. */
+enum ls_slo { LS_SLO_UNKNOWN, LS_SLO_MISS, LS_SLO_MEET, LS_SLOS };
+
 /* What a row of features is computed from: one request on one instance, plain units. */
 struct ls_view {
     double prompt, own, hit; /* tokens; own = prompt - hit */
@@ -246,6 +249,7 @@ struct ls_counters {
     uint64_t samples, samples_dropped;
     uint64_t prefix_predicted_tokens, prefix_delivered_tokens; /* of requests with known usage */
     struct ls_hist predicted, error; /* predicted TTFT; |predicted - measured| */
+    uint64_t slo[LS_SLOS][2]; /* requests with an SLO that ended: by what was told, kept or not */
 };
 
 /* A dispatched request. Its id is generation << 32 | index: an id of the past fits no ticket. */
@@ -260,8 +264,9 @@ struct ls_ticket {
     struct ls_path path; /* its blocks in the index */
     uint64_t record;     /* serial of its decision's record; 0: none */
     size_t prompt_bytes;
-    float predicted, expected, reference;
+    float predicted, expected, reference, slo_ttft, slo_tpot;
     uint16_t slot;
+    uint8_t slo_told; /* ls_slo */
     uint8_t state, reason, streaming;
     float x[LS_WIDTH]; /* the row that the decision used: what the learner gets */
 };
@@ -288,6 +293,8 @@ struct ls_router {
     int streaming;
     uint64_t session; /* the caller's name for whom the request belongs to, hashed; 0: none */
     float reference;  /* for the sample; a policy may set it, NaN before */
+    float slo_ttft, slo_tpot; /* what the request asks for, seconds; 0: nothing */
+    uint8_t slo_told;         /* ls_slo: what was predicted of the choice */
     struct ls_candidate *candidates;
     float *rows; /* n rows of LS_WIDTH */
     uint64_t *hashes;

@@ -136,6 +136,9 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
         .predicted = predicted,
         .expected = c->expected,
         .reference = r->reference,
+        .slo_ttft = r->slo_ttft,
+        .slo_tpot = r->slo_tpot,
+        .slo_told = r->slo_told,
         .slot = (uint16_t)c->slot,
         .state = LS_PREFILL,
         .reason = (uint8_t)reason,
@@ -299,6 +302,19 @@ static int usage(struct ls_router *r, struct ls_ticket *t, uint32_t tokens, int6
     return 1;
 }
 
+/* Whether an ended request's SLO was kept, if it had one and anybody saw: what is not streamed
+ * shows no first token; a try that failed is followed by another or told as failed; who leaves
+ * before the time is over has not been let down. */
+static void judge_slo(struct ls_router *r, const struct ls_ticket *t, enum ls_event event,
+                      double now, float tpot) {
+    if (!(t->slo_ttft > 0 || t->slo_tpot > 0) || !t->streaming || event == LS_FAILED) return;
+    double first = t->state == LS_DECODE ? t->first_token : now;
+    int late = t->slo_ttft > 0 && first - t->dispatched > (double)t->slo_ttft;
+    int slow = t->slo_tpot > 0 && tpot > t->slo_tpot;
+    if (event == LS_DONE || event == LS_TIMEOUT || late || slow)
+        r->counters.slo[t->slo_told][event == LS_DONE && !late && !slow]++;
+}
+
 static int finish(struct ls_router *r, uint32_t id, enum ls_event event, double now,
                   uint32_t tokens) {
     struct ls_ticket *t = &r->tickets[id];
@@ -323,6 +339,7 @@ static int finish(struct ls_router *r, uint32_t id, enum ls_event event, double 
     if (x && never) ls_index_withdraw(r->index, t->slot, &t->path, t->hit_blocks);
     ls_index_release(r->index, t->slot, &t->path, x ? ls_router_capacity(r, x) : 0);
     if (x) x->finals[event]++;
+    judge_slo(r, t, event, now, tpot);
     if (t->record) ls_record_observe(r, t, event, now);
     add_sample(r, t, event, ttft, (float)e2e, tpot);
     ticket_close(r, id);

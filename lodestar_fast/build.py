@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lodestar_fast.config import Config, RoutingConfig
 from lodestar_fast.core.modes import Guarded
-from lodestar_fast.core.policies import POLICIES, Policy
+from lodestar_fast.core.policies import POLICIES, Lodestar, Policy
 from lodestar_fast.core.router import Router
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.governor import Governor, share_of
@@ -43,8 +43,9 @@ def make_policy(config: RoutingConfig) -> Policy:
         share_of(config.mode)
     except ConfigError as e:
         raise ConfigError(f"routing.mode (--mode): {e}") from None
-    policy = POLICIES[config.policy]()
-    return Guarded(policy, POLICIES[FALLBACK]()) if config.policy == LEARNED else policy
+    if config.policy != LEARNED:
+        return POLICIES[config.policy]()
+    return Guarded(Lodestar(objective=config.objective), POLICIES[FALLBACK]())
 
 
 def index_key(folder: str) -> bytes:

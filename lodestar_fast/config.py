@@ -126,6 +126,10 @@ class RoutingConfig(_Section, frozen=True):
     mode: Annotated[
         str, _doc("off | shadow | canary:P | on: how much the learned policy decides")
     ] = "on"
+    objective: Annotated[
+        Literal["ttft", "e2e"],
+        _doc("what policy lodestar makes small: the time to the first token, or to the last one"),
+    ] = "ttft"
     watchdog: Annotated[bool, _doc("take the learned policy off while it does harm")] = True
     watchdog_hold: Annotated[
         Seconds, _doc("seconds that it is off at least; doubled from time to time")

@@ -1,12 +1,15 @@
 from libc.stdint cimport uint8_t
 
+from lodestar_fast.core.aims cimport Aims
 from lodestar_fast.core.lodestar cimport LS_MAX_INSTANCES, ls_model
 from lodestar_fast.core.policies cimport Candidates, Policy
 
 
 cdef class Lodestar(Policy):
     cdef readonly double margin, load_weight, wait_weight, crowd_weight, kv_weight, kv_start
+    cdef readonly Aims aims
     cdef double crowd              # of the decision being made
+    cdef bint aimed                # it has another aim than an early first token
     cdef ls_model *buffers         # two: one in use, one to load into
     cdef ls_model *model           # in use; NULL before the first load
     cdef float seconds[LS_MAX_INSTANCES]
@@ -17,3 +20,4 @@ cdef class Lodestar(Policy):
     cdef void weigh_crowd(self, Candidates c) noexcept
     cdef double priced(self, Candidates c, Py_ssize_t i, double seconds) noexcept
     cdef double score(self, Candidates c, Py_ssize_t i) noexcept
+    cdef double bar(self, Candidates c, Py_ssize_t i) noexcept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lodestar_fast.core.aims import Aims
 from lodestar_fast.core.policies import Policy
 
 class Lodestar(Policy):
@@ -16,8 +17,11 @@ class Lodestar(Policy):
         crowd_weight: float = 0.2,
         kv_weight: float = 2.0,
         kv_start: float = 0.85,
+        objective: str = "ttft",
     ) -> None:
-        """Raises ValueError for a margin below 1 or a negative weight."""
+        """Raises ValueError for a margin below 1, a negative weight or an unknown objective."""
+    @property
+    def aims(self) -> Aims: ...
     @property
     def margin(self) -> float: ...
     @property

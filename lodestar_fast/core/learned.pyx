@@ -43,6 +43,7 @@ cdef class Lodestar(Policy):
     def __cinit__(
         self, *, double margin=1.10, double load_weight=0.005, double wait_weight=0.2,
         double crowd_weight=0.2, double kv_weight=2.0, double kv_start=0.85,
+        str objective="ttft",
     ):
         if not margin >= 1:
             raise ValueError(f"margin: {margin} is below 1")
@@ -51,6 +52,7 @@ cdef class Lodestar(Policy):
         self.margin, self.load_weight = margin, load_weight
         self.wait_weight, self.crowd_weight = wait_weight, crowd_weight
         self.kv_weight, self.kv_start = kv_weight, kv_start
+        self.aims = Aims(objective=objective)
         self.buffers = <ls_model *>aligned_alloc(64, 2 * sizeof(ls_model))
         if self.buffers == NULL:
             raise MemoryError
@@ -59,7 +61,11 @@ cdef class Lodestar(Policy):
         free(self.buffers)
 
     cdef double score(self, Candidates c, Py_ssize_t i) noexcept:
-        return self.priced(c, i, self.seconds[i])
+        return self.aims.score[i] if self.aimed else self.priced(c, i, self.seconds[i])
+
+    cdef double bar(self, Candidates c, Py_ssize_t i) noexcept:
+        """What the best score must be below for i, the fallback's choice, not to stand."""
+        return self.aims.bar[i] if self.aimed else self.score(c, i) / self.margin
 
     cdef double physics(self, Candidates c, Py_ssize_t i) noexcept:
         return self.priced(c, i, c.r.candidates[i].expected)
@@ -92,6 +98,11 @@ cdef class Lodestar(Policy):
             for i in range(c.n):
                 self.seconds[i], self.outside[i] = c.r.candidates[i].expected, False
         self.weigh_crowd(c)
+        self.aimed = self.aims.apply(c.r)
+        if self.aimed:
+            for i in range(c.n):
+                self.aims.plain[i] = self.priced(c, i, self.seconds[i])
+            self.aims.weigh(c, self.model, self.seconds, self.margin)
         c.margin = self.margin
         if c.n == 1:
             c.reason_code = LS_ONLY_ONE
@@ -109,7 +120,7 @@ cdef class Lodestar(Policy):
             offer(c, &found, i, self.score(c, i))
         best = found.i
         c.reason_code = LS_LEARNED
-        if best != fallback and not found.least < self.score(c, fallback) / self.margin:
+        if best != fallback and not found.least < self.bar(c, fallback):
             best = fallback
             c.reason_code = LS_GUARD
         if self.outside[best]:
@@ -135,7 +146,7 @@ cdef class Lodestar(Policy):
         for i in range(c.n):
             if self.safe_odds[i] == 0:
                 continue
-            if c.scores[i] == least or not least < c.scores[i] / self.margin:
+            if c.scores[i] == least or not least < self.bar(c, i):
                 c.odds[i] += self.safe_odds[i]
                 continue
             for k in range(c.n):

@@ -26,6 +26,10 @@ cdef extern from "lodestar.h" nogil:
     enum: LS_EVENTS
     enum: LS_UNKNOWN
     enum: LS_SIMDS
+    enum: LS_SLOS
+    enum: LS_SLO_UNKNOWN
+    enum: LS_SLO_MISS
+    enum: LS_SLO_MEET
 
     enum ls_reason:
         LS_LEARNED
@@ -112,7 +116,9 @@ cdef extern from "lodestar.h" nogil:
 
     struct ls_model:
         float *linear
+        float answer
         uint32_t version
+        uint8_t tells_tpot
         int simd
 
     const char *const *ls_simd_names
@@ -121,6 +127,9 @@ cdef extern from "lodestar.h" nogil:
     void ls_model_score(
         const ls_model *model, const float *rows, uint32_t n, float *seconds,
         uint8_t *outside) noexcept
+    void ls_model_tpot(
+        const ls_model *model, const float *rows, uint32_t n, float *seconds) noexcept
+    float ls_model_upper(const ls_model *model, const float *row, float seconds) noexcept
     uint64_t ls_schema_hash() noexcept
 
     struct ls_feature_row:
@@ -177,6 +186,7 @@ cdef extern from "lodestar.h" nogil:
         uint64_t samples, samples_dropped
         uint64_t prefix_predicted_tokens, prefix_delivered_tokens
         ls_hist predicted, error
+        uint64_t (*slo)[2]
 
     struct ls_router:
         ls_config config
@@ -189,7 +199,8 @@ cdef extern from "lodestar.h" nogil:
         uint32_t prompt_tokens, blocks, n, known, waiting_samples
         uint64_t session
         double now
-        float reference
+        float reference, slo_ttft, slo_tpot
+        uint8_t slo_told
         size_t prompt_bytes
         ls_candidate *candidates
         float *rows

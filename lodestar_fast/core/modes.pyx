@@ -117,7 +117,8 @@ cdef class Guarded(Policy):
         if choice != safe:
             regret = log(self.learned.physics(c, choice) / self.learned.physics(c, safe))
             regret = max(-MOST_REGRET, min(MOST_REGRET, regret))
-        self.regret += (regret - self.regret) * FADE
+        if c.upper == NULL:  # physics knows nothing of other aims
+            self.regret += (regret - self.regret) * FADE
         self.asked += 1
         self.agreed += choice == safe
         if predicted == predicted:

@@ -26,6 +26,10 @@ cdef class Candidates:
     cdef const float *linear
     cdef double margin
     cdef Py_ssize_t fallback       # -1: there is none
+    # If the request wants more than an early first token (aims.pyx), else NULL: the upper quantile
+    # of that time, and the time per output token, seconds; NaN: not known.
+    cdef const float *upper
+    cdef const float *tpot
 
     cdef void begin(self) noexcept
     cdef void note(self, Best *best, Py_ssize_t i, double score) noexcept

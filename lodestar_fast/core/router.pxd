@@ -27,13 +27,15 @@ cdef class Router(RouterView):
     # -- the driver's three verbs --
     cpdef Decision route(
         self, prompt, double now, Py_ssize_t prompt_tokens=*, seed=*, avoid=*, bint streaming=*,
-        session=*)
+        session=*, double slo_ttft=*, double slo_tpot=*)
     cpdef observe(
         self, long long ticket, int event, double now, long long tokens=*, long long cached=*)
     cpdef report(
         self, Py_ssize_t slot, double now, double running, double waiting, double kv_usage)
 
-    cdef Decision decide(self, const ls_request *request, double now, avoid, session)
+    cdef Decision decide(
+        self, const ls_request *request, double now, avoid, session, double slo_ttft,
+        double slo_tpot)
     cdef int keep(self) except -1
     cdef Decision choose(self, const ls_request *request, double now)
     cdef Py_ssize_t ask(self) except -1

@@ -16,7 +16,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from lodestar_fast.core.lodestar cimport (
-    LS_ERROR, LS_INDEX_MIN_BYTES, LS_MAX_INSTANCES, LS_MAX_TICKETS, LS_TOKENS_MAX,
+    LS_ERROR, LS_INDEX_MIN_BYTES, LS_MAX_INSTANCES, LS_MAX_TICKETS, LS_SLO_MEET, LS_SLO_MISS,
+    LS_SLO_UNKNOWN, LS_TOKENS_MAX,
     ls_candidate, ls_config, ls_event, ls_hash_blocks, ls_index_forget, ls_instance, ls_reason,
     ls_router_add, ls_router_commit, ls_router_drain, ls_router_drain_bytes, ls_router_free,
     ls_router_new, ls_router_observe, ls_router_prepare, ls_router_remove, ls_router_report,
@@ -165,6 +166,7 @@ cdef class Router(RouterView):
         self, prompt, double now, Py_ssize_t prompt_tokens=0, seed=b"", avoid=(),
         bint streaming=True,
         session=None,
+        double slo_ttft=0, double slo_tpot=0,
     ):
         in_range("prompt_tokens", prompt_tokens, 0, LS_TOKENS_MAX)
         cdef ls_request request
@@ -188,7 +190,7 @@ cdef class Router(RouterView):
                 PyObject_GetBuffer(seed, &salt, PyBUF_SIMPLE)
                 salt_held = True
                 request.seed, request.seed_bytes = salt.buf, salt.len
-            d = self.decide(&request, now, avoid, session)
+            d = self.decide(&request, now, avoid, session, slo_ttft, slo_tpot)
             self.keep()
             return d
         finally:
@@ -197,12 +199,18 @@ cdef class Router(RouterView):
             if salt_held:
                 PyBuffer_Release(&salt)
 
-    cdef Decision decide(self, const ls_request *request, double now, avoid, session):
+    cdef Decision decide(
+        self, const ls_request *request, double now, avoid, session, double slo_ttft,
+        double slo_tpot
+    ):
         """route(), but for keeping the decision: keep() does that, before anything else is asked
         of the router. A proxy sends the request in between."""
         self.may_change()
         if not isfinite(now):
             raise ValueError(f"now: {now} is no time")
+        if not (0 <= slo_ttft <= 1e6 and 0 <= slo_tpot <= 1e6):
+            raise ValueError(f"slo_ttft, slo_tpot: {slo_ttft}, {slo_tpot} are not seconds")
+        self.r.slo_ttft, self.r.slo_tpot = <float>slo_ttft, <float>slo_tpot
         self.r.session = 0 if session is None else self.session_key(session)
         if avoid is not None and avoid != ():
             self.mark_avoided(avoid)
@@ -235,6 +243,7 @@ cdef class Router(RouterView):
         d.predicted = c.predicted
         d.reason_code = c.reason_code
         d.weights_version = self.version
+        self.r.slo_told = told(c, self.r, i)
         d.ticket = ls_router_commit(
             self.r, <uint32_t>i, <ls_reason>c.reason_code, <float>d.predicted, self.version)
         self.unkept = i if self.decisions is not None else -1
@@ -264,6 +273,7 @@ cdef class Router(RouterView):
         c.r, c.n = self.r, self.r.n
         c.reason_code, c.predicted, self.version = -1, NAN, 0
         self.overruled = False
+        c.upper = c.tpot = NULL
         self.deciding = True
         if c.scores != NULL:
             c.begin()
@@ -311,6 +321,15 @@ cdef class Router(RouterView):
         cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
         ls_router_drain(self.r, <uint8_t *>PyBytes_AS_STRING(out))
         return out
+
+
+cdef uint8_t told(Candidates c, const ls_router *r, Py_ssize_t i) noexcept:
+    """Whether the choice will keep what the request asks for, by what was predicted of it."""
+    if c.upper == NULL or (r.slo_tpot > 0 and not c.tpot[i] == c.tpot[i]):
+        return LS_SLO_UNKNOWN
+    if (r.slo_ttft > 0 and c.upper[i] > r.slo_ttft) or (r.slo_tpot > 0 and c.tpot[i] > r.slo_tpot):
+        return LS_SLO_MISS
+    return LS_SLO_MEET
 
 
 cdef int in_range(str name, long long value, long long low, long long high) except -1:

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from lodestar_fast.core.lodestar cimport (
-    LS_ABANDONED, LS_BOUNDS, LS_DONE, LS_FAILED, LS_MAX_BLOCKS, LS_REASONS, LS_TIMEOUT,
+    LS_ABANDONED, LS_BOUNDS, LS_DONE, LS_FAILED, LS_MAX_BLOCKS, LS_REASONS, LS_SLOS, LS_TIMEOUT,
     ls_bounds, ls_hash_blocks, ls_hist, ls_hit, ls_index_blocks, ls_index_match, ls_index_stats,
     ls_index_stats_t, ls_ring, ls_ring_get, ls_ring_mean, ls_router_bytes_per_token,
     ls_router_check,
@@ -15,6 +15,7 @@ from lodestar_fast.core.enums import Reason
 from lodestar_fast.errors import InvariantError
 
 cdef tuple REASONS = tuple(Reason)
+cdef tuple TOLD = ("unknown", "missed", "kept")  # ls_slo
 cdef const char *ZEROS = b"\0" * 16
 
 
@@ -44,6 +45,10 @@ cdef class RouterView:
             "weights_version": self._policy.version,
             "predicted_ttft": histogram(&n.predicted),
             "prediction_error": histogram(&n.error),
+            "slo": {
+                (TOLD[k], "kept" if kept else "missed"): n.slo[k][kept]
+                for k in range(LS_SLOS) for kept in range(2)
+            },
             "predicted_hit_tokens": n.prefix_predicted_tokens,
             "delivered_hit_tokens": n.prefix_delivered_tokens,
             "bytes_per_token": ls_router_bytes_per_token(self.r),

@@ -43,6 +43,7 @@ cdef class Counters:
     cdef uint64_t upstream_opened
     cdef uint64_t retries_refused
     cdef uint64_t connections_refused
+    cdef uint64_t slo_ignored
 
     cdef int path_index(self, bytes path)
     cdef void count(self, int path, int status, Outcome outcome, double seconds) noexcept

@@ -104,4 +104,5 @@ cdef class Counters:
             "upstream_opened": self.upstream_opened,
             "retries_refused": self.retries_refused,
             "connections_refused": self.connections_refused,
+            "slo_ignored": self.slo_ignored,
         }

@@ -63,6 +63,8 @@ cdef class Exchange(Ending):
         self.path_index = self.context.counters.path_index(request.path)
         self.target = request.target
         self.fields = request.fields
+        self.tries.slo_ttft, self.tries.slo_tpot = request.slo_ttft, request.slo_tpot
+        self.context.counters.slo_ignored += request.slo_refused
         if self.context.hide_authorization:
             self.fields = without(self.fields, {b"authorization"}) + self.context.authorization
         self.engine_failed = self.excused = False

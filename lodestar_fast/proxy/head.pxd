@@ -22,6 +22,8 @@ cdef enum Field:
     REQUEST_ID
     AUTHORIZATION
     RETRY_AFTER
+    SLO_TTFT
+    SLO_TPOT
 
 
 cdef class Fields:

@@ -35,7 +35,10 @@ cdef Field classify(const char* p, Py_ssize_t n) noexcept:
             return CONTENT_TYPE
         return REQUEST_ID if same(p, n, b"x-request-id") else PASS
     if n == 13:
-        return AUTHORIZATION if same(p, n, b"authorization") else PASS
+        if same(p, n, b"authorization"):
+            return AUTHORIZATION
+        return SLO_TTFT if same(p, n, b"x-slo-ttft-ms") else (
+            SLO_TPOT if same(p, n, b"x-slo-tpot-ms") else PASS)
     if n == 14:
         if same(p, n, b"content-length"):
             return CONTENT_LENGTH
@@ -47,7 +50,10 @@ cdef Field classify(const char* p, Py_ssize_t n) noexcept:
     if n == 18:
         return HOP if same(p, n, b"proxy-authenticate") else PASS
     if n == 19:
-        return HOP if same(p, n, b"proxy-authorization") else PASS
+        if same(p, n, b"proxy-authorization"):
+            return HOP
+        return SLO_TTFT if same(p, n, b"x-llm-d-slo-ttft-ms") else (
+            SLO_TPOT if same(p, n, b"x-llm-d-slo-tpot-ms") else PASS)
     return PASS
 
 

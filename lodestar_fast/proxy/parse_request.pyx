@@ -21,6 +21,8 @@ from lodestar_fast.proxy.head cimport (
     PASS,
     REQUEST_ID,
     RETRY_AFTER,
+    SLO_TPOT,
+    SLO_TTFT,
     TRANSFER_ENCODING,
     Field,
     Fields,
@@ -34,6 +36,7 @@ from lodestar_fast.proxy.search cimport first_of_text
 from lodestar_fast.proxy.wire cimport length_of, repeated, same
 
 cdef bytes _last_target = b""
+cdef Py_ssize_t SLO_DIGITS = 9  # a week and a half
 cdef const char* BLANK_LINE = b"\r\n\r\n"
 
 
@@ -58,6 +61,8 @@ cdef class RequestParser(MessageParser):
         self.request_id = self.authorization = None
         self._host_valid = True
         self.old = self.expects = False
+        self.slo_ttft = self.slo_tpot = 0
+        self.slo_refused = False
         self.status = 0
         self.reason = None
         self._body = self._more = None
@@ -214,8 +219,22 @@ cdef class RequestParser(MessageParser):
                 self.request_id = p[:n]
         elif field == AUTHORIZATION:
             self.authorization = p[:n]
+        elif field == SLO_TTFT:
+            self.slo_ttft = self._tighter(self.slo_ttft, p, n)
+        elif field == SLO_TPOT:
+            self.slo_tpot = self._tighter(self.slo_tpot, p, n)
         return fields.end(field == PASS or field == AUTHORIZATION or field == CONTENT_TYPE
-                          or field == RETRY_AFTER)
+                          or field == RETRY_AFTER or field == SLO_TTFT or field == SLO_TPOT)
+
+    cdef double _tighter(self, double seconds, const char* p, Py_ssize_t n) except -1:
+        """An SLO with one more field that names it, in milliseconds: the least holds. It is a wish,
+        so what is no number is left, and noted; 0 is none."""
+        cdef bytes text = p[:n]
+        if not (n <= SLO_DIGITS and text.replace(b".", b"", 1).isdigit()):
+            self.slo_refused = True
+            return seconds
+        cdef double named = float(text) / 1e3
+        return min(named, seconds) if named > 0 and seconds > 0 else max(named, seconds)
 
     cdef int _on_head(self) except -1:
         if self._ignore_head:

@@ -73,7 +73,8 @@ cdef class Tries:
             request.prompt, request.prompt_bytes = r.prompt_at, r.prompt_size
             request.seed, request.seed_bytes = PyBytes_AS_STRING(r.seed), len(r.seed)
             request.prompt_tokens, request.streaming = 0, r.stream
-            decision = self.context.core.decide(&request, start, avoid, self.session)
+            decision = self.context.core.decide(
+                &request, start, avoid, self.session, self.slo_ttft, self.slo_tpot)
             self.ticket, self._slot = decision.ticket, decision.slot
             self._decision = decision
         else:

@@ -75,7 +75,8 @@ class Simulation:
     nothing. governor: ticks in place of policy and learner. watcher: told of each request.
     round_seconds: what a round of the learner takes. source: in place of jobs, which are then
     those that came, in order.
-    decisions: how many the router keeps (router.decisions).
+    decisions: how many the router keeps (router.decisions). slo: the seconds of TTFT and of TPOT
+    that a request asks for; 0: it does not.
     """
 
     def __init__(
@@ -98,12 +99,14 @@ class Simulation:
         round_seconds: float = ROUND_SECONDS,
         source: Source | None = None,
         decisions: int = 0,
+        slo: Callable[[Job], tuple[float, float]] | None = None,
     ) -> None:
         self.clock = VirtualClock()
         slots = most_engines(len(specs))
         self.jobs = jobs if source is None else []
         self._source = source
         self.delay = delay
+        self._slo = slo
         self.router = Router(
             policy, seed=seed, max_instances=slots, decisions=decisions, prefix_marks=decisions > 0
         )
@@ -252,7 +255,10 @@ class Simulation:
         timer, prompt = self._timer, job.prompt
         began = timer() if timer else NAN
         try:
-            d = self.router.route(prompt, now, job.prompt_tokens)
+            ttft, tpot = self._slo(job) if self._slo else (0.0, 0.0)
+            d = self.router.route(
+                prompt, now, job.prompt_tokens, slo_ttft=ttft, slo_tpot=tpot
+            )
         except NoInstanceError:
             self.outcomes.append(
                 Outcome(index, now, -1, -1, NAN, job.prompt_tokens, job.output_tokens)

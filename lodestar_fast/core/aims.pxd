@@ -1,0 +1,19 @@
+from lodestar_fast.core.lodestar cimport LS_MAX_INSTANCES, ls_model, ls_router
+from lodestar_fast.core.policies cimport Candidates
+
+
+cdef class Aims:
+    cdef readonly str objective
+    cdef bint e2e
+    cdef double plain[LS_MAX_INSTANCES]  # the scores of the default objective, filled by the policy
+    cdef double score[LS_MAX_INSTANCES]
+    cdef double bar[LS_MAX_INSTANCES]    # what the best must be below if this is the fallback's
+    cdef float upper[LS_MAX_INSTANCES]
+    cdef float tpot[LS_MAX_INSTANCES]
+
+    cdef bint apply(self, const ls_router *r) noexcept
+    # Fill score, bar, upper and tpot from plain and from predicted times to first token.
+    cdef void weigh(
+        self, Candidates c, const ls_model *model, const float *seconds, double margin) noexcept
+    cdef double over(self, Candidates c, Py_ssize_t i) noexcept
+    cdef void keep_slo(self, Candidates c, const float *seconds, double margin) noexcept

@@ -1,0 +1,78 @@
+"""What a request wants besides an early first token: an early end, or its SLO kept."""
+
+from libc.math cimport INFINITY, NAN
+from libc.stdint cimport uint32_t
+
+from lodestar_fast.core.lodestar cimport (
+    LS_WIDTH, ls_candidate, ls_model_tpot, ls_model_upper,
+)
+from lodestar_fast.core.policies cimport Candidates
+
+# Chosen in simulation (bench/README.md). An engine computes prompts in pieces, beside which its
+# answers go on, if slower: the time counts half. With an SLO one's own wait counts a tenth, for it
+# is in time anyway; not at all and all ties would be broken by chance.
+cdef double PREFILL_DELAYS = 0.5
+cdef double IN_TIME = 0.1
+
+
+cdef inline double excess(double seconds, double limit) noexcept:
+    """How many times the limit; 0 if there is none, or nothing is known."""
+    return seconds / limit if limit > 0 and seconds == seconds else 0
+
+
+cdef class Aims:
+    """Scores for requests that want more than the policy's default. See aims.pyi."""
+
+    def __cinit__(self, *, str objective="ttft"):
+        if objective not in ("ttft", "e2e"):
+            raise ValueError(f"objective: {objective!r} is neither ttft nor e2e")
+        self.objective = objective
+        self.e2e = objective == "e2e"
+
+    cdef bint apply(self, const ls_router *r) noexcept:
+        return self.e2e or r.slo_ttft > 0 or r.slo_tpot > 0
+
+    cdef void weigh(
+        self, Candidates c, const ls_model *model, const float *seconds, double margin
+    ) noexcept:
+        cdef const ls_candidate *x = c.r.candidates
+        cdef double answer = 0
+        cdef Py_ssize_t i
+        if model != NULL and model.tells_tpot:
+            ls_model_tpot(model, c.r.rows, <uint32_t>c.n, self.tpot)
+            answer = max(0.0, model.answer - 1)
+        else:
+            for i in range(c.n):
+                self.tpot[i] = NAN
+        for i in range(c.n):
+            self.upper[i] = ls_model_upper(model, c.r.rows + i * LS_WIDTH, seconds[i])
+        c.upper, c.tpot = self.upper, self.tpot
+        if c.r.slo_ttft > 0 or c.r.slo_tpot > 0:
+            self.keep_slo(c, seconds, margin)
+            return
+        for i in range(c.n):
+            self.score[i] = self.plain[i]
+            if answer > 0:
+                self.score[i] += answer * self.tpot[i]
+                self.score[i] += PREFILL_DELAYS * x[i].own_seconds * (x[i].inflight - x[i].waiting)
+            self.bar[i] = self.score[i] - (1 - 1 / margin) * self.plain[i]
+
+    cdef double over(self, Candidates c, Py_ssize_t i) noexcept:
+        """How many times its SLO candidate i is predicted to take."""
+        return max(excess(self.upper[i], c.r.slo_ttft), excess(self.tpot[i], c.r.slo_tpot))
+
+    cdef void keep_slo(self, Candidates c, const float *seconds, double margin) noexcept:
+        cdef bint some = False
+        cdef double over, unit = c.r.slo_ttft if c.r.slo_ttft > 0 else c.r.slo_tpot
+        cdef Py_ssize_t i
+        for i in range(c.n):
+            some = some or self.over(c, i) <= 1
+        for i in range(c.n):
+            over = self.over(c, i)
+            if not some:
+                self.score[i] = over * unit + self.plain[i] - seconds[i]
+            elif over > 1:
+                self.score[i] = INFINITY
+            else:
+                self.score[i] = self.plain[i] - (1 - IN_TIME) * seconds[i]
+            self.bar[i] = self.score[i] / margin
