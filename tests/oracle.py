@@ -165,10 +165,12 @@ class Model:
     def predict_upper(self, x: Array) -> NDArray[np.float64]:
         """Of ten first tokens nine come within, seconds."""
         queue = x[:, features.INDEX["queue_seconds"]] > np.float32(0.03)
-        return self.predict(x) * np.exp(np.where(queue, self.upper[1], self.upper[0]))
+        factor: NDArray[np.float64] = np.exp(np.where(queue, self.upper[1], self.upper[0]))
+        return self.predict(x) * factor
 
     def predict_tpot(self, x: Array) -> NDArray[np.float64]:
-        return np.maximum(x.astype(float) @ self.tpot.astype(float), 1e-4)
+        out: NDArray[np.float64] = np.maximum(x.astype(float) @ self.tpot.astype(float), 1e-4)
+        return out
 
     def predict(self, x: Array) -> NDArray[np.float64]:
         """Seconds for rows (n, WIDTH), in float64."""

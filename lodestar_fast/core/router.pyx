@@ -19,8 +19,9 @@ from lodestar_fast.core.lodestar cimport (
     LS_ERROR, LS_INDEX_MIN_BYTES, LS_MAX_INSTANCES, LS_MAX_TICKETS, LS_SLO_MEET, LS_SLO_MISS,
     LS_SLO_UNKNOWN, LS_TOKENS_MAX,
     ls_candidate, ls_config, ls_event, ls_hash_blocks, ls_index_forget, ls_instance, ls_reason,
-    ls_router_add, ls_router_commit, ls_router_drain, ls_router_drain_bytes, ls_router_free,
-    ls_router_new, ls_router_observe, ls_router_prepare, ls_router_remove, ls_router_report,
+    ls_router, ls_router_add, ls_router_commit, ls_router_drain, ls_router_drain_bytes,
+    ls_router_free, ls_router_new, ls_router_observe, ls_router_prepare, ls_router_remove,
+    ls_router_report,
 )
 
 from lodestar_fast.core import enums

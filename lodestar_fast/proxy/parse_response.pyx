@@ -14,6 +14,8 @@ from lodestar_fast.proxy.head cimport (
     HOST,
     PASS,
     RETRY_AFTER,
+    SLO_TPOT,
+    SLO_TTFT,
     TRANSFER_ENCODING,
     Field,
     Fields,
@@ -108,7 +110,7 @@ cdef class ResponseParser(MessageParser):
             self.sse = n >= 17 and same(p, 17, b"text/event-stream")
         fields.end(
             field == PASS or field == CONTENT_TYPE or field == HOST or field == EXPECT
-            or field == AUTHORIZATION
+            or field == AUTHORIZATION or field == SLO_TTFT or field == SLO_TPOT
         )
         if fields.lines.size > MAX_HEAD:
             self.broken = "head too long"

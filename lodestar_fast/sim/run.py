@@ -256,9 +256,7 @@ class Simulation:
         began = timer() if timer else NAN
         try:
             ttft, tpot = self._slo(job) if self._slo else (0.0, 0.0)
-            d = self.router.route(
-                prompt, now, job.prompt_tokens, slo_ttft=ttft, slo_tpot=tpot
-            )
+            d = self.router.route(prompt, now, job.prompt_tokens, slo_ttft=ttft, slo_tpot=tpot)
         except NoInstanceError:
             self.outcomes.append(
                 Outcome(index, now, -1, -1, NAN, job.prompt_tokens, job.output_tokens)
