@@ -166,7 +166,8 @@ class Model:
         """Of ten first tokens nine come within, seconds."""
         queue = x[:, features.INDEX["queue_seconds"]] > np.float32(0.03)
         factor: NDArray[np.float64] = np.exp(np.where(queue, self.upper[1], self.upper[0]))
-        return self.predict(x) * factor
+        out: NDArray[np.float64] = self.predict(x) * factor
+        return out
 
     def predict_tpot(self, x: Array) -> NDArray[np.float64]:
         out: NDArray[np.float64] = np.maximum(x.astype(float) @ self.tpot.astype(float), 1e-4)

@@ -107,7 +107,8 @@ class Router(RouterView):
         keeps what is equal together. slo_ttft, slo_tpot: seconds to the first token and between
         tokens that it asks for, 0: nothing; policy lodestar heeds them.
 
-        Raises NoInstanceError if none is left; ValueError if now is not finite, prompt_tokens is out of 0..100,000,000, or an SLO is negative or above 1e6.
+        Raises NoInstanceError if none is left; ValueError if now is not finite, prompt_tokens is
+        out of 0..100,000,000, or an SLO is negative or above 1e6.
         """
     def observe(
         self, ticket: int, event: Event, now: float, tokens: int = 0, cached: int = -1
