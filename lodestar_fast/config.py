@@ -83,6 +83,13 @@ class FleetConfig(_Section, frozen=True):
         _doc("seconds of silence after which an engine that refuses checks loses its requests"),
     ] = 5.0
     scrape_interval: Annotated[Seconds, _doc("seconds between scrapes of engine metrics")] = 0.1
+    kv_events: Annotated[
+        str,
+        _doc(
+            "where an engine publishes KV events over ZeroMQ: tcp://{host}:5557, or {port+1000} "
+            "for an own port each; empty: nobody listens"
+        ),
+    ] = ""
 
 
 class DiscoveryConfig(_Section, frozen=True):

@@ -16,6 +16,8 @@ What is read, all of it required:
     fleet.all              instances: id, url, slot, healthy, draining, failures, ejections, reports
     governor.counts()      as governor.py writes it; governor None: nothing learned decides
     members                counts() engines by source, changes {change: n}
+    kv_events.streams      by instance id: connected, events {type: n}, blocks {type: n},
+                           faults {kind: n}
     discovery.health()     by source: age, syncs, errors {kind: n}
     log_counts()           decisions by what their log did with them; empty without one
     learner.status()       state, rounds, train_seconds, samples {kind: n}, restarts,
@@ -36,6 +38,7 @@ from prometheus_client.metrics_core import Metric
 
 from lodestar_fast.families import counter, gauge, histogram
 from lodestar_fast.metrics_discovery import discovering
+from lodestar_fast.metrics_events import kv_events
 from lodestar_fast.metrics_model import governing, learning
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -87,6 +90,7 @@ class Collector:
         yield from _decisions(policy, proxy.router.stats(), counts.get("fallbacks", {}))
         yield from _instances(proxy.router, proxy.fleet)
         yield from discovering(proxy.members, proxy.discovery)
+        yield from kv_events(proxy.kv_events.streams)
         yield from governing(counts)
         yield from learning(policy, proxy.learner.status() if proxy.learner else {})
         yield counter(

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +99,12 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         "sides": {"learned": (3 * n, 1.25 * n), "fallback": (0, 0.0)},
     }
     status = {"state": "training", "rounds": 3, "train_seconds": 0.5, "samples": {"used": 11}}
+    told = SimpleNamespace(
+        connected=True,
+        events={"block_stored": 5, "all_blocks_cleared": 1},
+        blocks={"block_stored": 40},
+        faults=Counter(missed=3),
+    )
     return SimpleNamespace(
         context=SimpleNamespace(
             counters=SimpleNamespace(snapshot=lambda: counts),
@@ -121,6 +128,7 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
                 {"file": SimpleNamespace(age=2.5, syncs=9, errors={"invalid": 4})} if busy else {}
             )
         ),
+        kv_events=SimpleNamespace(streams={"i0": told} if busy else {}),
         learner=SimpleNamespace(status=lambda: status) if learner else None,
         governor=SimpleNamespace(counts=lambda router: governed) if learner else None,
         incidents={"learner": 1} if busy else {},
@@ -172,6 +180,11 @@ def test_values_and_labels() -> None:
         "lodestar_choice_predicted_seconds_total choice=fallback": 2.5,
         "lodestar_side_ttft_seconds_count side=learned": 3,
         "lodestar_side_ttft_seconds_sum side=learned": 1.25,
+        "lodestar_kv_events_connected instance=i0": 1,
+        "lodestar_kv_events_total instance=i0 type=block_stored": 5,
+        "lodestar_kv_event_blocks_total instance=i0 type=block_stored": 40,
+        "lodestar_kv_event_faults_total instance=i0 kind=missed": 3,
+        "lodestar_kv_event_faults_total instance=i0 kind=broken": 0,
         "lodestar_exploration_total": 4,
         "lodestar_telemetry_dropped_total": 6,
         "lodestar_retries_total reason=connect": 3,

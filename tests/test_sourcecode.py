@@ -25,8 +25,9 @@ LEAVES = {"aliases", "config", "clock", "errors", "metrics", "log"}  # nothing o
 MAY_IMPORT: dict[str, set[str]] = {
     **{leaf: {"errors"} for leaf in LEAVES},
     "families": set(),
-    "metrics": {"families", "metrics_discovery", "metrics_model"},
+    "metrics": {"families", "metrics_discovery", "metrics_events", "metrics_model"},
     "metrics_discovery": {"families"},
+    "metrics_events": {"families"},
     "metrics_model": {"families"},
     "core": {"errors"},
     "features": {"core"},

@@ -15,6 +15,7 @@ import msgspec
 
 from lodestar_fast.config import Config
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.proxy import kv_events
 from lodestar_fast.proxy.discovery.membership import STATIC
 from lodestar_fast.proxy.discovery.watching import sources
 from lodestar_fast.proxy.fleet import parse_url
@@ -95,6 +96,7 @@ def apply(proxy: Proxy, new: Config) -> None:
     keys = read_all_keys(new)
     urls = parse_urls(new.fleet.worker_urls)
     sources(new.discovery)
+    kv_events.check(new.fleet.kv_events)
     if (count := proxy.members.would_be(STATIC, urls)) > new.routing.max_instances:
         raise ConfigError(
             f"fleet.worker_urls (--worker-urls): {count} engines, but "

@@ -34,7 +34,7 @@ from lodestar_fast.errors import BlobError, ConfigError
 from lodestar_fast.governor import Governor
 from lodestar_fast.learner import Learner
 from lodestar_fast.metrics import Collector
-from lodestar_fast.proxy import admin, decisions, health, reload, scrape, snapshot
+from lodestar_fast.proxy import admin, decisions, health, kv_events, reload, scrape, snapshot
 from lodestar_fast.proxy.context import Context
 from lodestar_fast.proxy.discovery import watching
 from lodestar_fast.proxy.discovery.membership import STATIC, Membership
@@ -83,6 +83,8 @@ class Proxy:
         keys = read_all_keys(config)
         urls = parse_urls(config.fleet.worker_urls)
         watching.sources(config.discovery)
+        kv_events.check(config.fleet.kv_events)
+        self.kv_events = kv_events.Listener()
         self.context = Context(router, config.limits, clock, policy_name=router.policy.name)
         if router.policy.name == SessionAffinity.name:
             names = config.routing.session_headers
@@ -219,6 +221,7 @@ class Proxy:
             task.cancel()
         await self.discovery.close()
         await self.fleet.close()
+        self.kv_events.close()
         self.context.stop()
         await decisions.end_log(self)
         if self.telemetry is not None:
@@ -340,6 +343,7 @@ async def serve(
     proxy.fleet.watch(
         functools.partial(health.watch, proxy.fleet),
         functools.partial(scrape.watch, proxy.fleet),
+        functools.partial(kv_events.watch, proxy.kv_events, proxy.fleet),
     )
     # What lives by now lives to the end: the collector need not walk it again.
     gc.collect()

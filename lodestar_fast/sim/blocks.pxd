@@ -6,6 +6,7 @@ cdef class BlockPool:
     cdef readonly int32_t total   # blocks in all
     cdef readonly int32_t free    # unreferenced, nothing worth keeping in them
     cdef readonly int32_t cached  # unreferenced, findable by hash, evicted in LRU order
+    cdef public list journal      # of what becomes findable and what is evicted; None: not kept
     cdef uint32_t mask            # hash buckets - 1
     cdef size_t slab_bytes
     cdef void *slab               # all arrays below, one allocation
@@ -25,6 +26,7 @@ cdef class BlockPool:
     cdef void unpublish(self, int32_t block) noexcept
     cdef void link(self, int32_t block, int32_t before) noexcept
     cdef void unlink(self, int32_t block) noexcept
+    cpdef bint clear(self)
     cpdef BlockPool copy(self)
 
 

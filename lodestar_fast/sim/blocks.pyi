@@ -36,6 +36,12 @@ class BlockPool:
     def used(self) -> int:
         """Blocks referenced by at least one request."""
     def __init__(self, total: int) -> None: ...
+    journal: list[int | tuple[int, int]] | None
+    """If a list, told of each block that becomes findable, (hash of the one before or 0, hash), and
+    of each that is evicted, its hash."""
+    def clear(self) -> bool:
+        """Nothing can be hit any more; not told to the journal. False, and nothing done, while a
+        block is used."""
     def copy(self) -> BlockPool: ...
     def contains(self, hash: int) -> bool:
         """Whether a block with this hash can be hit."""

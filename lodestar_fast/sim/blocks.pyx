@@ -143,6 +143,8 @@ cdef class BlockPool:
         cdef int32_t block = self.next[self.total]
         self.unlink(block)
         if self.hashes[block]:
+            if self.journal is not None:
+                self.journal.append(self.hashes[block])
             self.unpublish(block)
             self.cached -= 1
         else:
@@ -193,6 +195,16 @@ cdef class BlockPool:
     cdef void unlink(self, int32_t block) noexcept:
         self.next[self.previous[block]] = self.next[block]
         self.previous[self.next[block]] = self.previous[block]
+
+    cpdef bint clear(self):
+        cdef int32_t block
+        if self.free + self.cached < self.total:
+            return False
+        for block in range(self.total):
+            if self.hashes[block]:
+                self.unpublish(block)
+        self.free, self.cached = self.total, 0
+        return True
 
     cpdef BlockPool copy(self):
         cdef BlockPool twin = BlockPool.__new__(BlockPool, self.total, True)

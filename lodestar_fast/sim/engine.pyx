@@ -191,6 +191,10 @@ cdef class Engine:
         cdef int32_t full = <int32_t>(r.computed // self.block)
         while r.published < full:
             self.pool.publish(r.blocks[r.published], r.hash_of(r.published))
+            if self.pool.journal is not None:
+                self.pool.journal.append((
+                    r.hash_of(r.published - 1) if r.published else 0, r.hash_of(r.published),
+                ))
             r.published += 1
 
     cdef void release(self, Request r) noexcept:

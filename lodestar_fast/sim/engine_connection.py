@@ -35,7 +35,7 @@ VERSION = "0.32.0"  # the vLLM whose pages and formats are imitated
 GENERATE = {b"/v1/chat/completions": True, b"/v1/completions": False}  # path: is it a chat
 STATUS = {
     200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed",
-    413: b"Request Entity Too Large",
+    413: b"Request Entity Too Large", 503: b"Service Unavailable",
 }  # fmt: skip
 
 
@@ -194,7 +194,10 @@ class Connection(asyncio.Protocol):
         self._current = request
         path = request.path.partition(b"?")[0]
         chat = GENERATE.get(path)
-        if chat is None:
+        if path == b"/reset_prefix_cache" and request.method == b"POST":
+            done = self.replica.reset_prefix_cache()
+            self._respond(200 if done else 503, b"" if done else b'{"detail":"blocks are in use"}')
+        elif chat is None:
             self._serve_page(request, path)
         elif request.method != b"POST":
             self._respond(405, b'{"detail":"Method Not Allowed"}', extra=b"allow: POST\r\n")

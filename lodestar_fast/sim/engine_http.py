@@ -22,6 +22,7 @@ from lodestar_fast.clock import Clock, MonotonicClock
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.engine import Engine
 from lodestar_fast.sim.engine_connection import Connection
+from lodestar_fast.sim.engine_events import OPTION, Publisher
 from lodestar_fast.sim.engine_replica import Replica
 from lodestar_fast.sim.gpus import (
     BLOCK_TOKENS,
@@ -62,6 +63,8 @@ class Engines:
             connection.abort()
         for server in self._servers:
             await server.wait_closed()
+        for replica in self.replicas:
+            replica.close()
 
 
 async def start(
@@ -74,21 +77,29 @@ async def start(
     jitter: float = 0.0,
     speedup: float = 1.0,
     clock: Clock | None = None,
+    kv_events_port: int = 0,
 ) -> Engines:
     """Start an engine for each spec, on ports counting up from port (0: any free ones).
 
-    seed, jitter: of the duration of iterations; engine i has seed + i. ConfigError if a port or
-    the host cannot be had; then nothing is left listening.
+    seed, jitter: of the duration of iterations; engine i has seed + i. kv_events_port: their events
+    are published on ports counting up from it; 0: not at all. ConfigError if a port or the host
+    cannot be had, or pyzmq for the events; then nothing is left listening.
     """
     engines, clock = Engines(), clock or MonotonicClock()
     loop = asyncio.get_running_loop()
     for index, engine_spec in enumerate(fleet):
         engine = Engine(engine_spec, seed + index, jitter)
+        publisher = None
         try:
-            await engines.listen(
-                Replica(engine, model, clock, loop, speedup), host, port + index if port else 0
-            )
+            publisher = Publisher(host, kv_events_port + index) if kv_events_port else None
+            replica = Replica(engine, model, clock, loop, speedup, publisher)
+            await engines.listen(replica, host, port + index if port else 0)
+        except ConfigError:
+            await engines.close()
+            raise
         except OSError as error:
+            if publisher is not None:
+                publisher.close()
             await engines.close()
             raise ConfigError(
                 f"--host {host} --port {port + index if port else 0}: {error.strerror or error}"
@@ -120,6 +131,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slow", action="append", default=[], metavar="N=F@S",
         help="engine N (from 0) takes F times as long from S seconds after the start; repeatable",
     )  # fmt: skip
+    parser.add_argument(
+        OPTION, type=int, default=0,
+        help="publish KV events over ZeroMQ, as vLLM does, on this port and those that follow it; "
+        "0: do not (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the jitter (%(default)s)")
 
 
@@ -147,6 +163,10 @@ def fleet_of(args: argparse.Namespace) -> list[EngineSpec]:
             raise ConfigError(f"--gpu: {error}") from None
     if not 0 <= args.port <= 65_536 - (len(fleet) if args.port else 0):
         raise ConfigError(f"--port {args.port}: {len(fleet)} engines need ports up to 65535")
+    if not 0 <= args.kv_events_port <= 65_536 - len(fleet):
+        raise ConfigError(
+            f"{OPTION} {args.kv_events_port}: {len(fleet)} engines need ports up to 65535"
+        )
     if not 0 < args.speedup < math.inf:
         raise ConfigError(f"--speedup must be above 0, got {args.speedup}")
     if not 0 <= args.jitter < 1:
@@ -186,7 +206,7 @@ async def _serve(
         loop.add_signal_handler(number, ended.set)
     engines = await start(
         fleet, host=args.host, port=args.port, model=args.model, seed=args.seed,
-        jitter=args.jitter, speedup=args.speedup,
+        jitter=args.jitter, speedup=args.speedup, kv_events_port=args.kv_events_port,
     )  # fmt: skip
     listing = [
         {"url": url, "gpu": engine.gpu, "model": args.model}

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from lodestar_fast.clock import Clock
 from lodestar_fast.sim.engine import Engine
+from lodestar_fast.sim.engine_events import Publisher, events_of
 from lodestar_fast.sim.engine_metrics import EngineMetrics
 from lodestar_fast.sim.engine_openai import Generation
 from lodestar_fast.sim.gpus import EngineSpec
@@ -40,12 +41,12 @@ class Answer(Protocol):
 class Replica:
     """One engine in real time, and who waits for its tokens.
 
-    speedup: seconds of the engine in a second of the clock.
+    speedup: seconds of the engine in a second of the clock. publisher: of its KV events.
     """
 
     def __init__(
         self, engine: Engine, model: str, clock: Clock, loop: asyncio.AbstractEventLoop,
-        speedup: float = 1.0,
+        speedup: float = 1.0, publisher: Publisher | None = None,
     ) -> None:  # fmt: skip
         self.engine = engine
         self.spec: EngineSpec = engine.spec
@@ -60,6 +61,10 @@ class Replica:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_for = math.inf
         self._rids = 0
+        self._publisher = publisher
+        self._journal: list[int | tuple[int, int]] = []
+        if publisher is not None:
+            engine.pool.journal = self._journal
 
     def now(self) -> float:
         """The engine's time, in seconds since it started."""
@@ -79,6 +84,19 @@ class Replica:
     def cancel(self, answer: Answer) -> None:
         if self._answers.pop(answer.rid, None) is not None:
             self.engine.cancel(answer.rid, self.now())
+
+    def reset_prefix_cache(self) -> bool:
+        """Empty the cache. False while requests hold blocks of it, as with vLLM."""
+        self._catch_up(self.now())
+        if not self.engine.pool.clear():
+            return False
+        if self._publisher is not None:
+            self._publisher.send([{"type": "AllBlocksCleared"}], self.created + self.now())
+        return True
+
+    def close(self) -> None:
+        if self._publisher is not None:
+            self._publisher.close()
 
     def _on_timer(self) -> None:
         self._timer, self._timer_for = None, math.inf
@@ -100,6 +118,9 @@ class Replica:
                     self.metrics.finished += 1
                     self.metrics.e2e.observe(end - answer.arrival)
                 answer.on_token(generated, finished)
+        if self._publisher is not None and self._journal:
+            self._publisher.send(events_of(self._journal), self.created + now)
+            self._journal.clear()
 
     def _arm(self, now: float) -> None:
         """Set the timer to the end of the running iteration."""
