@@ -72,6 +72,23 @@ def test_a_turn_extends_the_turn_before() -> None:
     assert bytes(second.prompt).startswith(bytes(first.prompt)[:-1])
 
 
+def test_an_image_is_bytes_of_the_prompt() -> None:
+    """Prompts share what comes before the first image in which they differ, as in an engine."""
+
+    def prompt(image: str) -> bytes:
+        parts = [
+            {"type": "text", "text": "x" * 100},
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+            {"type": "text", "text": "What is this?"},
+        ]
+        body = {"messages": [{"role": "user", "content": parts}]}
+        return bytes(routing_fields(CHAT, json.dumps(body).encode()).prompt)
+
+    one, other = prompt("iVBORw0"), prompt("iVBORw1")
+    assert one[: one.index(b"iVBORw0") + 6] == other[: other.index(b"iVBORw1") + 6] != b""
+    assert one != other
+
+
 @pytest.mark.parametrize("field", ["model", "tools", "cache_salt", "system", "instructions"])
 def test_what_the_cache_depends_on_is_in_the_seed(field: str) -> None:
     seeds = {
