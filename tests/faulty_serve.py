@@ -2,7 +2,8 @@
 
 raise: every round raises. hang: the first round never ends. nan: the model's numbers are none.
 absurd: weights that predict eleven days are published, past every check of the learner.
-die: its thread ends. flood: 64 MB that are no weights are published whenever the router asks.
+die: its thread ends. tick: what moves samples and weights raises.
+flood: 64 MB that are no weights are published whenever the router asks.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from lodestar_fast import cli, features
+from lodestar_fast import cli, features, governor
 from lodestar_fast.learner import export, thread
 
 
-def fail(trainer: Any) -> None:
+def fail(*whatever: Any) -> None:
     raise RuntimeError("on purpose")
 
 
@@ -53,6 +54,9 @@ class Absurd(thread.ThreadLearner):
 
 
 def main(kind: str, argv: list[str]) -> int:
+    if kind == "tick":
+        governor.Governor.tick = fail  # type: ignore[assignment, method-assign]
+        return cli.main(argv)
     learners = {"absurd": Absurd, "flood": Flooding, "die": Dying}
     if kind in learners:
         thread.ThreadLearner = learners[kind]  # type: ignore[misc]

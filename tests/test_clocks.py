@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import struct
@@ -98,6 +99,10 @@ def test_after_time_in_which_nothing_ran_all_may_show_that_they_live(clocks: Clo
         silent_reader, silent_writer = await lodestar.open()
 
         clocks.set(0.0, 1000.0)
+        assert lodestar.process.stderr is not None
+        async with asyncio.timeout(10.0):  # what comes only after the jump was seen comes in time
+            while b"nothing ran for" not in await lodestar.process.stderr.readline():
+                pass
         engine.events.put_nowait(b"data: two\n\n")
         slow_writer.write(b"Host: a\r\n\r\n")
         assert (await slow_reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")

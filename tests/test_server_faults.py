@@ -22,7 +22,7 @@ async def serve_one(lodestar: Lodestar, engines: list[TinyEngine]) -> None:
     assert (await request(lodestar.data, "POST /v1/chat/completions", CHAT))[0] == 200
 
 
-@pytest.mark.parametrize("kind", ["raise", "nan", "hang", "absurd", "die", "flood"])
+@pytest.mark.parametrize("kind", ["raise", "nan", "hang", "absurd", "die", "flood", "tick"])
 def test_no_request_fails_for_a_broken_learner(kind: str) -> None:
     """Requests go on until the fault shows on the admin port, and twenty more after that."""
 
@@ -34,8 +34,9 @@ def test_no_request_fails_for_a_broken_learner(kind: str) -> None:
             return bool(learner["validation_errors"])
         if kind == "absurd":
             return about["watchdog"]["state"] == "demoted" and about["watchdog"]["cause"] == kind
-        if kind == "flood":
-            return b'lodestar_background_incidents_total{kind="weights_refused"} 3.0' in metrics
+        if kind in ("flood", "tick"):
+            incident = b"weights_refused" if kind == "flood" else b"learner"
+            return b'lodestar_background_incidents_total{kind="%b"} 3.0' % incident in metrics
         if kind == "die":
             return learner["state"] == "failed" and "ended" in learner["last_error"]
         return learner["state"] != "importing"

@@ -224,7 +224,7 @@ def test_a_doubtful_connection_is_not_used_again(answer: object) -> None:
     test()
 
 
-@with_rig()
+@with_rig(limits={"engine_keep_alive": 1000.0})  # its age is not what closes it
 async def test_an_unasked_answer_on_an_idle_connection_reaches_nobody(rig: Rig) -> None:
     client = await rig.client()
     client.post()
