@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from lodestar_fast.sim.gpus import EngineSpec
 from lodestar_fast.summary import Record
@@ -51,3 +52,23 @@ def in_time(fleet: Sequence[EngineSpec]) -> Callable[[Record], bool]:
         return record.tpot is None or record.tpot <= tpot
 
     return judge
+
+
+class Asked(NamedTuple):
+    """What each request asks for by itself, in place of one goal for all. Seconds, 0: nothing."""
+
+    ttft: tuple[float, ...] = (0.0,)  # one of these, drawn by the request's index
+    tpot: float = 0.0
+    told: bool = True  # to the router; else it is only judged by them
+
+    def of(self, index: int) -> tuple[float, float]:
+        return self.ttft[(index * 2654435761 >> 8) % len(self.ttft)], self.tpot
+
+    def in_time(self, record: Record) -> bool | None:
+        """None if it asked for nothing: it does not count."""
+        ttft, tpot = self.of(record.index)
+        if not (ttft or tpot):
+            return None
+        if record.error or record.ttft is None or (ttft and record.ttft > ttft):
+            return False
+        return not tpot or record.tpot is None or record.tpot <= tpot

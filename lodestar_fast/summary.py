@@ -145,16 +145,16 @@ def run_summary(
     fleet: str | None = None,
     preemptions: int | None = None,
     baseline: Sequence[Record] | None = None,
-    in_time: Callable[[Record], bool] | None = None,
+    in_time: Callable[[Record], bool | None] | None = None,
     warm_up: float = 0.0,
     regret: Sequence[float] = (),
 ) -> dict[str, Any]:
     """One entry of "runs".
 
     rate None: as measured. baseline: the run under least_request. in_time: judges a request, for
-    the share that was served in time. warm_up: what arrived in so many first seconds is in no
-    latency, hit ratio or share in time; counts, convergence and the worst window are of the whole
-    run. regret: seconds, of sampled decisions.
+    the share that was served in time; None: it does not count. warm_up: what arrived in so many
+    first seconds is in no latency, hit ratio or share in time; counts, convergence and the worst
+    window are of the whole run. regret: seconds, of sampled decisions.
     """
     judged = [r for r in records if r.arrival >= warm_up]
     done = [r for r in judged if not r.error]
@@ -163,6 +163,7 @@ def run_summary(
     prompt_tokens = sum(r.prompt_tokens for r in counted)
     decisions = [r.decision * 1e6 for r in records if r.decision is not None]
     span = max((r.arrival for r in records), default=0.0)
+    verdicts = [v for v in map(in_time, judged) if v is not None] if in_time else []
     return {
         "policy": policy,
         "seed": seed,
@@ -180,9 +181,7 @@ def run_summary(
             else None
         ),
         "preemptions": preemptions,
-        "slo_attainment": (
-            _round(sum(map(in_time, judged)) / len(judged)) if in_time and judged else None
-        ),
+        "slo_attainment": (_round(sum(verdicts) / len(verdicts)) if verdicts else None),
         "decision_us": (
             {
                 "p50": _round(np.percentile(decisions, 50)),

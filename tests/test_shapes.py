@@ -68,6 +68,20 @@ def test_all_of_them_from_the_command_line(
     assert run["trace"] == "sharing_ratio" and run["failed"] == 0 and run["requests"] > 30
 
 
+def test_slos_are_told_or_only_judged(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    runs = {}
+    for told in ([], ["--slo-untold"]):
+        asked = ["--slo-ttft-ms", "150,2000,0", "--policy", "lmetric,lodestar", *told]
+        load = ["--fleet", "1xa30+1xh100", "--rate", "9", "--seconds", "30", "--no-wall-time"]
+        assert simulate("--learner", "linear", *load, *asked, "--json", str(out)) == 0
+        for run in json.loads(out.read_text())["runs"]:
+            runs[run["policy"], not told] = run
+    assert runs["lmetric", True] == runs["lmetric", False]
+    assert runs["lodestar", True]["ttft_ms"] != runs["lodestar", False]["ttft_ms"]
+    assert 0.5 < runs["lmetric", True]["slo_attainment"] < 1
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -77,6 +91,9 @@ def test_all_of_them_from_the_command_line(
         ("--sharing 0.1 --rate 2", "--sharing: needs --seconds"),
         ("--sharing 1.5 --rate 2 --seconds 9", "--sharing: `1.5` is not a number, 0 to 0.99"),
         ("--sharing 0.1 --max-input 9 --rate 2", "--max-input: not together with --sharing"),
+        ("--slo-ttft-ms 5,x", "--slo-ttft-ms: `x` is not a number, 0 to 1e+07"),
+        ("--slo-tpot-ms 5,6", "--slo-tpot-ms: one time for all"),
+        ("--slo-untold", "--slo-untold: needs --slo-ttft-ms or --slo-tpot-ms"),
         ("--switch 10", "--switch: `10` is not SECONDS=FILE"),
         ("--switch 10=x --seconds 5", "--switch: SECONDS: `10` is not a number, 0 to 5"),
         ("--switch 10=nothere", "nothere: cannot read the trace"),

@@ -9,7 +9,7 @@ import pytest
 
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.gpus import parse_fleet
-from lodestar_fast.slo import in_time
+from lodestar_fast.slo import Asked, in_time
 from lodestar_fast.summary import (
     Record,
     convergence,
@@ -122,6 +122,23 @@ def test_in_time_means_more_than_half_of_the_engines() -> None:
     assert in_time(parse_fleet("1xa30+1xh100"))(slow)  # half is not enough
     assert not in_time(parse_fleet("1xa30+2xh100"))(slow)
     assert in_time(parse_fleet("1xa30+2xh100"))(fast)
+
+
+def test_who_asks_is_judged_by_what_it_asked_for() -> None:
+    asked = Asked((0.15, 2.0, 0.0), 0.05)
+    limits = {asked.of(k)[0] for k in range(50)}
+    assert limits == {0.15, 2.0, 0.0}
+    for k in range(50):
+        late = record(k / 10, 1.0, tpot=0.04)
+        assert asked.in_time(late) is (asked.of(late.index)[0] != 0.15)
+        assert asked.in_time(record(k / 10, 0.1, tpot=0.06)) is False
+        assert asked.in_time(record(k / 10, 0.1, error="broke off", tpot=0.01)) is False
+        free = asked._replace(tpot=0.0).in_time(late)
+        assert free is {0.15: False, 2.0: True, 0.0: None}[asked.of(late.index)[0]]
+    some = [record(k / 10, 0.1, tpot=0.04) for k in range(9)]
+    judge = Asked((0.0, 0.15)).in_time
+    run = run_summary(some, policy=None, seed=1, trace="t", in_time=judge)
+    assert run["slo_attainment"] == 1.0
 
 
 def test_document_is_written_or_refused(tmp_path: Path) -> None:

@@ -374,7 +374,7 @@ def _summaries(
             rate=plan.rate,
             preemptions=run.preemptions,
             baseline=baseline,
-            in_time=in_time(specs),
+            in_time=plan.asked.in_time if plan.asked else in_time(specs),
             warm_up=run.warm_up,
             regret=run.regret,
         ) | {

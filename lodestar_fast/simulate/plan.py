@@ -35,6 +35,7 @@ from lodestar_fast.sim.run import MOST_SLOTS, Simulation
 from lodestar_fast.sim.sessions import Sessions
 from lodestar_fast.sim.shapes import heated, sharing_ratio, switched
 from lodestar_fast.sim.workload import Trace
+from lodestar_fast.slo import Asked
 from lodestar_fast.summary import Record
 
 TRACE = str(files("lodestar_fast") / "data" / "mooncake_conversation.jsonl.gz")
@@ -70,6 +71,7 @@ class Plan:
     scrape_interval: float = 0.1
     delay: float = 0.01
     jitter: float = 0.0
+    asked: Asked | None = None  # SLOs of single requests
     users: int = 0  # closed loop: so many at a time; 0: an open one
     learner: str = "mlp"
     learner_seconds: float = ROUND_SECONDS
@@ -331,6 +333,7 @@ def run_one(
         governor=in_world if chooser.name == PAPER else governor,
         watcher=in_world if chooser.name in WATCHERS else None,
         source=None if jobs else _sessions(plan, seed, specs),
+        slo=_asked(plan.asked) if plan.asked and plan.asked.told else None,
     )
     if in_world:
         in_world.world = world
@@ -351,6 +354,10 @@ def run_one(
     if regret:
         done.regret = [cost for time, cost in regret.seconds if time >= done.warm_up]
     return done
+
+
+def _asked(asked: Asked) -> Callable[[Job], tuple[float, float]]:
+    return lambda job: asked.of(job.request.index)
 
 
 def _record(o: Outcome, jobs: Sequence[Job]) -> Record:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.slo import Asked
 
 SIZES = ("block_tokens", "max_input", "output_scale")
 MOST_HOT = 1 << 20  # tokens of a hot prefix; no engine holds more
@@ -37,6 +38,18 @@ def add_arguments(add: Any) -> None:
         metavar="A,B,S,N",
         help="from A to B seconds a share S of the requests begins with one prefix of N tokens",
     )
+    add(
+        "--slo-ttft-ms",
+        metavar="A,...",
+        help="each request asks for its first token within one of these times, drawn by its place "
+        "in the trace; 0: it asks for nothing. `in time` is then who got what it asked for",
+    )
+    add("--slo-tpot-ms", metavar="T", help="and for a token each T milliseconds in the mean")
+    add(
+        "--slo-untold",
+        action="store_true",
+        help="do not tell the router: what its requests asked for is only judged",
+    )
 
 
 def shape(args: argparse.Namespace) -> dict[str, Any]:
@@ -48,6 +61,19 @@ def shape(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) and not (args.rate or args.load):
             raise ConfigError(f"--{name}: needs --rate or --load")
     out: dict[str, Any] = {}
+    if args.slo_ttft_ms or args.slo_tpot_ms:
+        ttft, tpot = (
+            tuple(_number(name, text, 0, 1e7) / 1e3 for text in (given or "0").split(","))
+            for name, given in (
+                ("--slo-ttft-ms", args.slo_ttft_ms),
+                ("--slo-tpot-ms", args.slo_tpot_ms),
+            )
+        )
+        if len(tpot) > 1:
+            raise ConfigError("--slo-tpot-ms: one time for all")
+        out["asked"] = Asked(ttft, tpot[0], not args.slo_untold)
+    elif args.slo_untold:
+        raise ConfigError("--slo-untold: needs --slo-ttft-ms or --slo-tpot-ms")
     if args.cv:
         out["cv"] = _number("--cv", args.cv, 0.05, 100)
     if args.sharing:
