@@ -1,7 +1,8 @@
 """KV events of a simulated engine over ZeroMQ, in the form of vLLM 0.32.
 
 Three frames a message: topic, sequence number, batch in msgpack. What a block is called is the
-simulator's own hash of it, and token ids are left out: there is no tokenizer.
+simulator's own hash of it, and token ids are left out: there is no tokenizer. That the cache was
+emptied is told at once; vLLM tells it with the next iteration.
 """
 
 from __future__ import annotations
