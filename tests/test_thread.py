@@ -25,6 +25,7 @@ from lodestar_fast.learner import thread as thread_module
 from lodestar_fast.learner.quiet import preload_torch, quiet
 from lodestar_fast.learner.thread import QUEUED_BATCHES, ThreadLearner
 from lodestar_fast.learner.train import Trainer
+from lodestar_fast.learner.turns import turn
 from tests.batches import pack, physical, rows
 
 LIMIT = 60.0
@@ -304,11 +305,15 @@ def test_without_torch_it_learns_the_physical_model(
     assert "without a network" in learner.status()["last_error"]
 
 
-def test_thread_runs_at_the_configured_niceness(make: Callable[..., ThreadLearner]) -> None:
+def test_thread_runs_at_the_configured_niceness_in_short_turns(
+    make: Callable[..., ThreadLearner],
+) -> None:
     seen: list[int] = []
+    turns: list[float] = []
 
     def look(_: Trainer) -> None:
         seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        turns.append(turn())
 
     rounds = Rounds({1: look})
     mine = os.getpriority(os.PRIO_PROCESS, 0)
@@ -317,6 +322,9 @@ def test_thread_runs_at_the_configured_niceness(make: Callable[..., ThreadLearne
     rounds.wait(2)
     assert seen == [nice]
     assert os.getpriority(os.PRIO_PROCESS, 0) == mine
+    # Without a kernel that has turns of a thread's own, there is nothing to see.
+    assert turns == [pytest.approx(thread_module.TURN) if turn() else 0.0]
+    assert turn() != pytest.approx(thread_module.TURN)
 
 
 def test_network_is_trained_in_the_thread(make: Callable[..., ThreadLearner]) -> None:

@@ -130,10 +130,11 @@ class Correction:
 
     def learn(self, z: Rows, wanted: Rows, batch: int) -> None:
         """A step on each batch of the standardised rows (n, W) and the log factors wanted (n,)."""
-        self._descend(
-            torch.from_numpy(z), torch.from_numpy(wanted).unsqueeze(1), batch, *self._hidden,
-            self._parameters, *self._moments, self._steps,
-        )  # fmt: skip
+        with torch.inference_mode():  # no books kept for gradients: a fifth less
+            self._descend(
+                torch.from_numpy(z), torch.from_numpy(wanted).unsqueeze(1), batch, *self._hidden,
+                self._parameters, *self._moments, self._steps,
+            )  # fmt: skip
         self._steps += -(-len(z) // batch)
 
     def sound(self, limit: float) -> bool:

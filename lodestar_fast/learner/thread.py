@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lodestar_fast.config import LearnerConfig
 from lodestar_fast.errors import BlobError
+from lodestar_fast.learner.turns import set_turn
 
 if TYPE_CHECKING:
     from lodestar_fast.learner.ablation import Ablation
@@ -36,6 +37,7 @@ log = logging.getLogger("lodestar.learner")
 
 QUEUED_BATCHES: Final = 32  # half a minute of ticks; a full drain is 1.1 MB
 PAUSE: Final = 0.002  # seconds between two parts of a round; the event loop has the GIL to itself
+TURN: Final = 0.0001  # seconds that the event loop may wait for a core the learner runs on
 CHECKPOINT_SECONDS: Final = 30.0
 COMPLAINT_SECONDS: Final = 60.0  # between two log lines about a folder that cannot be written
 STALLED_SECONDS: Final = 60.0  # without a sign of life in or between rounds: reported as failed
@@ -237,11 +239,12 @@ class ThreadLearner:
 
         An import holds the GIL for 20 ms at a time. If other processes want the cores, a thread at
         niceness 15 gets none for so long that the event loop waited 2.4 s for the GIL; at normal
-        priority 0.1 s. Training holds it for microseconds; there a low priority does no harm.
+        priority 0.1 s. A round holds it for 0.3 ms at a time; there a low priority does no harm.
         """
         # On Linux a priority belongs to a thread. Lowering needs no right; elsewhere it may fail.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._config.niceness)
+        set_turn(TURN)
 
     def _work(self) -> None:
         """Import, take up the last state, then a round every round_seconds until closed."""
