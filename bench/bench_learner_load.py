@@ -2,9 +2,10 @@
 
     python bench/bench_learner_load.py [--turns 20] [--requests 2000] [--free]
 
-Three routers with the same policy and a model that has learned stand before one engine. In the
-first the learner's thread sleeps. In the second it trains for ever, one round after the other, with
-its usual pauses between the parts of a round (2 ms); in the third without any. They take turns,
+Four routers with the same policy and a model that has learned stand before one engine. In the first
+the learner's thread sleeps. In the second it has a round a second, as in service; in the third round
+after round, with its usual pauses between the parts of a round (2 ms); in the fourth without any:
+each a whole round, on as many first tokens as come in a second at 100 requests. They take turns,
 those whose turn it is not are stopped, and the order changes from turn to turn. Printed: median and
 99th percentile of all requests, and the median over the turns of their ratios to the first's.
 
@@ -28,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-KINDS = ("rests", "trains", "trains-without-pause")
+KINDS = ("rests", "serves", "trains", "trains-without-pause")
 LEARN_FROM = 400  # streamed requests
 FRESH = 100  # of the first tokens, in each round
 _PLAIN = {"model": "m", "max_tokens": 8, "messages": [{"role": "user", "content": "x" * 900}]}
@@ -77,8 +78,10 @@ def router(kind: str, url: str) -> int:
         if trainer.version < 2:
             return
         never, buffer = threading.Event(), trainer.buffer
-        pause = thread.PAUSE if kind == "trains" else 0.0
+        pause = 0.0 if kind == "trains-without-pause" else thread.PAUSE
         while kind != "rests":
+            if kind == "serves":
+                never.wait(1.0)
             buffer._settled = buffer.total - FRESH
             trainer.round(lambda: not (pause and never.wait(pause)))
         never.wait()

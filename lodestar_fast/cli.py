@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -167,6 +168,12 @@ def _serve(args: argparse.Namespace) -> int:
         return _load_config(args)
 
     uvloop.run(server.serve(config, router, governor, MonotonicClock(), announce, read_again))
+    if any(thread.name == "lodestar-learner" for thread in threading.enumerate()):
+        # Left behind: back from torch while the interpreter ends, it would take the process down
+        # by SIGABRT. All that was to be closed is closed.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

@@ -1,6 +1,8 @@
 """`lodestar serve` with a learner that is broken on purpose: python -m tests.faulty_serve KIND ...
 
-raise: every round raises. hang: the first round never ends. nan: the model's numbers are none.
+raise: every round raises. hang: the first round never ends. stuck: nor does it, inside torch,
+which comes back for the GIL when there is no interpreter any more.
+nan: the model's numbers are none.
 absurd: weights that predict eleven days are published, past every check of the learner.
 die: its thread ends. tick: what moves samples and weights raises.
 flood: 64 MB that are no weights are published whenever the router asks.
@@ -24,6 +26,16 @@ def fail(*whatever: Any) -> None:
 
 def hang(trainer: Any) -> None:
     threading.Event().wait()
+
+
+def stick(trainer: Any) -> None:
+    from lodestar_fast.learner.model import Correction
+
+    network, rows = Correction(features.WIDTH), 20_000
+    x, wanted = np.zeros((rows, features.WIDTH), np.float32), np.zeros(rows, np.float32)
+    trainer.refusals += 1  # the sign to look for
+    while True:
+        network.learn(x, wanted, 1)
 
 
 def spoil(trainer: Any) -> None:
@@ -61,7 +73,7 @@ def main(kind: str, argv: list[str]) -> int:
     if kind in learners:
         thread.ThreadLearner = learners[kind]  # type: ignore[misc]
         return cli.main(argv)
-    hook = {"raise": fail, "hang": hang, "nan": spoil}[kind]
+    hook = {"raise": fail, "hang": hang, "stuck": stick, "nan": spoil}[kind]
     begin = thread.ThreadLearner.__init__
 
     def broken(self: thread.ThreadLearner, *args: Any, **options: Any) -> None:

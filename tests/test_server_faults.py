@@ -22,7 +22,7 @@ async def serve_one(lodestar: Lodestar, engines: list[TinyEngine]) -> None:
     assert (await request(lodestar.data, "POST /v1/chat/completions", CHAT))[0] == 200
 
 
-@pytest.mark.parametrize("kind", ["raise", "nan", "hang", "absurd", "die", "flood", "tick"])
+@pytest.mark.parametrize("kind", ["raise", "nan", "hang", "stuck", "absurd", "die", "flood", "tick"])
 def test_no_request_fails_for_a_broken_learner(kind: str) -> None:
     """Requests go on until the fault shows on the admin port, and twenty more after that."""
 
@@ -30,7 +30,7 @@ def test_no_request_fails_for_a_broken_learner(kind: str) -> None:
         learner = about["learner"]
         if kind == "raise":
             return learner["restarts"] > 1 and "on purpose" in learner["last_error"]
-        if kind == "nan":
+        if kind in ("nan", "stuck"):
             return bool(learner["validation_errors"])
         if kind == "absurd":
             return about["watchdog"]["state"] == "demoted" and about["watchdog"]["cause"] == kind
