@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from lodestar_fast import features
-from lodestar_fast.core import Event, Reason
+from lodestar_fast.core import Event, Reason, Router
 from lodestar_fast.core.policies import Lodestar
 from tests.oracle import Model, make_router, weighted
+from tests.test_decisions import rows_of
 
 PROMPT = b"abcdefgh" * 64  # 512 bytes: 128 tokens
 
@@ -105,6 +108,64 @@ def test_lodestar_keeps_prefixes_in_place_when_all_have_queues(
     assert router.route(prompt, 0.0, prompt_tokens=2000).slot == slot
 
 
+def turns(router: Router, n: int, now: float) -> tuple[Counter[tuple[int, int]], float]:
+    """n requests, one a second, answered at once: choices by slot and reason, and the time."""
+    seen: Counter[tuple[int, int]] = Counter()
+    for _ in range(n):
+        now += 1.0
+        decision = router.route(b"", now, prompt_tokens=1000)
+        seen[decision.slot, decision.reason] += 1
+        router.observe(decision.ticket, Event.FIRST_TOKEN, now + 0.12)
+        router.observe(decision.ticket, Event.DONE, now + 0.12)
+    return seen, now
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01])
+def test_lodestar_tries_an_idle_engine_within_its_budget(share: float) -> None:
+    """Slot 1 is believed to be 0.5 s slower: at 1 % of 0.1 s a request, one try in 500."""
+    policy = weighted(policy=Lodestar(explore_share=share), base=0.1, reported_waiting=8.0)
+    router = make_router(policy, instances=2)
+    router.report(1, 0.0, 0, 1, 0)
+    seen, _ = turns(router, 2100, 0.0)
+    assert seen.pop((1, Reason.EXPLORE), 0) == (4 if share else 0)
+    assert {slot for slot, _ in seen} == {0}
+    assert router.stats()["decisions"]["explore"] == (4 if share else 0)
+
+
+def test_lodestar_leaves_an_engine_alone_that_it_has_just_measured_or_that_works() -> None:
+    policy = weighted(base=0.1, reported_waiting=0.32)
+    router = make_router(policy, instances=2)
+    router.report(1, 0.0, 0, 1, 0)  # 0.02 s: twenty requests pay for it
+    seen, now = turns(router, 300, 0.0)
+    assert 3 <= seen[1, Reason.EXPLORE] <= 5  # once a minute
+    busy = router.route(b"", now, avoid=[0])
+    seen, now = turns(router, 300, now)
+    assert not seen[1, Reason.EXPLORE]
+    router.observe(busy.ticket, Event.DONE, now)
+
+
+def test_who_has_an_slo_tries_nothing() -> None:
+    router = make_router(weighted(base=0.1, reported_waiting=0.32), instances=2)
+    router.report(1, 0.0, 0, 1, 0)
+    turns(router, 55, 0.0)
+    for now in range(100, 400):
+        decision = router.route(b"", now, prompt_tokens=1000, slo_ttft=1.0)
+        assert decision.reason != Reason.EXPLORE
+        router.observe(decision.ticket, Event.DONE, now)
+
+
+def test_what_is_logged_of_a_try_is_that_it_was_certain() -> None:
+    policy = weighted(base=0.1, reported_waiting=0.32)
+    router = make_router(policy, instances=2, decisions=1000)
+    router.report(1, 0.0, 0, 1, 0)
+    turns(router, 300, 0.0)
+    tries = [row for row in rows_of(router) if row["reason"] == "explore"]
+    assert tries
+    for row in tries:
+        assert row["chosen"] == 1
+        assert [c["odds"] for c in row["candidates"]] == [0, 1]
+
+
 def test_lodestar_avoids_a_full_kv_cache() -> None:
     router = make_router(weighted(base=1.0), instances=0)
     router.add_instance("small", kv_tokens=1000)
@@ -121,6 +182,8 @@ def test_lodestar_avoids_a_full_kv_cache() -> None:
         {"wait_weight": -1.0},
         {"crowd_weight": float("nan")},
         {"kv_weight": float("nan")},
+        {"explore_share": 1.1},
+        {"explore_share": float("nan")},
     ],
     ids=str,
 )

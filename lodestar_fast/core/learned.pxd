@@ -8,6 +8,10 @@ from lodestar_fast.core.policies cimport Candidates, Policy
 cdef class Lodestar(Policy):
     cdef readonly double margin, load_weight, wait_weight, crowd_weight, kv_weight, kv_start
     cdef readonly Aims aims
+    cdef readonly double explore_share
+    cdef double saved              # seconds of regret that may be spent
+    cdef double explored[LS_MAX_INSTANCES]  # when last, by slot
+    cdef bint exploring            # the decision being made
     cdef double crowd              # of the decision being made
     cdef bint aimed                # it has another aim than an early first token
     cdef ls_model *buffers         # two: one in use, one to load into
@@ -18,6 +22,7 @@ cdef class Lodestar(Policy):
 
     cdef void odds(self, Candidates c, Py_ssize_t choice) noexcept
     cdef void weigh_crowd(self, Candidates c) noexcept
+    cdef Py_ssize_t to_explore(self, Candidates c, Py_ssize_t best, double least) noexcept
     cdef double priced(self, Candidates c, Py_ssize_t i, double seconds) noexcept
     cdef double score(self, Candidates c, Py_ssize_t i) noexcept
     cdef double bar(self, Candidates c, Py_ssize_t i) noexcept

@@ -17,9 +17,12 @@ class Lodestar(Policy):
         crowd_weight: float = 0.2,
         kv_weight: float = 2.0,
         kv_start: float = 0.85,
+        explore_share: float = 0.01,
         objective: str = "ttft",
     ) -> None:
-        """Raises ValueError for a margin below 1, a negative weight or an unknown objective."""
+        """Raises ValueError for a margin below 1, a negative weight, a share beyond 0 to 1 or an
+        unknown objective.
+        """
     @property
     def aims(self) -> Aims: ...
     @property
@@ -34,6 +37,8 @@ class Lodestar(Policy):
     def kv_weight(self) -> float: ...
     @property
     def kv_start(self) -> float: ...
+    @property
+    def explore_share(self) -> float: ...
     def predict(self, rows: Any, seconds: Any, *, simd: str | None = None, repeat: int = 1) -> int:
         """Score rows of scaled features, outside any decision: for tests, benches, validation.
 

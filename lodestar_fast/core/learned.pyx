@@ -1,20 +1,23 @@
 """The learned policy, and the weights it predicts with."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
-from libc.math cimport NAN
+from libc.math cimport INFINITY, NAN
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from lodestar_fast.core.costs cimport pick_lmetric
 from lodestar_fast.core.lodestar cimport (
-    LS_COLD, LS_EFORMAT, LS_EMAGIC, LS_ESCHEMA, LS_ESIZE, LS_EVALUE, LS_GUARD, LS_LEARNED,
-    LS_MAX_INSTANCES, LS_ONLY_ONE, LS_OUT_OF_RANGE, LS_SIMDS, LS_WIDTH, aligned_alloc,
+    LS_COLD, LS_EFORMAT, LS_EMAGIC, LS_ESCHEMA, LS_ESIZE, LS_EVALUE, LS_EXPLORE, LS_GUARD,
+    LS_LEARNED, LS_MAX_INSTANCES, LS_ONLY_ONE, LS_OUT_OF_RANGE, LS_SIMDS, LS_WIDTH, aligned_alloc,
     ls_candidate, ls_model, ls_model_load, ls_model_score, ls_simd_has, ls_simd_names,
 )
 from lodestar_fast.core.policies cimport Best, Candidates, Policy, offer, start
 
 from lodestar_fast.errors import BlobError
+
+cdef double UNMEASURED = 60.0    # seconds after which an idle engine's speed is worth a look
+cdef double MOST_SAVED = 1.0     # seconds of regret; a longer calm buys no more at once
 
 
 cdef class Lodestar(Policy):
@@ -30,6 +33,10 @@ cdef class Lodestar(Policy):
     more than one's own wait, so long prompts go where few are, and prefixes stay where they are
     cached.
 
+    An idle engine whose speed was not measured for a minute may have recovered. A request goes
+    there to see (EXPLORE) once what that costs beyond the best score is within what was saved:
+    explore_share of all predicted seconds, less what was spent.
+
     LMETRIC's choice stands (GUARD) unless the best score is below its score / margin. Without
     weights T is plain physics at the speeds measured so far (COLD). OUT_OF_RANGE marks a choice
     whose row lies outside the range of training: its T is the linear part alone.
@@ -43,16 +50,22 @@ cdef class Lodestar(Policy):
     def __cinit__(
         self, *, double margin=1.10, double load_weight=0.005, double wait_weight=0.2,
         double crowd_weight=0.2, double kv_weight=2.0, double kv_start=0.85,
-        str objective="ttft",
+        double explore_share=0.01, str objective="ttft",
     ):
         if not margin >= 1:
             raise ValueError(f"margin: {margin} is below 1")
         if not (load_weight >= 0 and wait_weight >= 0 and crowd_weight >= 0 and kv_weight >= 0):
             raise ValueError("load_weight, wait_weight, crowd_weight, kv_weight: negative")
+        if not 0 <= explore_share <= 1:
+            raise ValueError(f"explore_share: {explore_share} is no share")
         self.margin, self.load_weight = margin, load_weight
         self.wait_weight, self.crowd_weight = wait_weight, crowd_weight
         self.kv_weight, self.kv_start = kv_weight, kv_start
         self.aims = Aims(objective=objective)
+        self.explore_share = explore_share
+        cdef Py_ssize_t slot
+        for slot in range(LS_MAX_INSTANCES):
+            self.explored[slot] = -INFINITY
         self.buffers = <ls_model *>aligned_alloc(64, 2 * sizeof(ls_model))
         if self.buffers == NULL:
             raise MemoryError
@@ -84,13 +97,41 @@ cdef class Lodestar(Policy):
             idle += 1.0 / (1.0 + c.r.candidates[i].waiting)
         self.crowd = max(0.0, c.n / idle - 2)
 
+    cdef Py_ssize_t to_explore(self, Candidates c, Py_ssize_t best, double least) noexcept:
+        """The candidate to try in place of the best, whose score is given; -1: none."""
+        cdef Py_ssize_t i, found = -1
+        cdef double extra, cheapest, measured
+        cdef uint32_t slot
+        self.saved = min(MOST_SAVED, self.saved + self.explore_share * self.seconds[best])
+        if c.r.slo_ttft > 0 or c.r.slo_tpot > 0:
+            return -1  # who has promised to be in time pays for nothing
+        cheapest = self.saved
+        for i in range(c.n):
+            slot = c.r.candidates[i].slot
+            if i == best or c.r.candidates[i].inflight > 0:
+                continue
+            measured = max(c.r.instances[slot].speed.at, self.explored[slot])
+            if measured == -INFINITY:  # a new one: its minute begins
+                self.explored[slot] = c.r.now
+                continue
+            if c.r.now - measured < UNMEASURED:
+                continue
+            extra = self.score(c, i) - least
+            if extra < cheapest:
+                found, cheapest = i, extra
+        if found >= 0:
+            self.explored[c.r.candidates[found].slot] = c.r.now
+            self.saved -= max(0.0, cheapest)
+        return found
+
     cdef double forecast(self, Py_ssize_t i) noexcept:
         return self.seconds[i] if self.model != NULL else NAN
 
     cpdef Py_ssize_t pick(self, Candidates c) except? -1:
         c.check(0)
         cdef Best found
-        cdef Py_ssize_t i, best, fallback
+        cdef Py_ssize_t i, best, fallback, trial = -1
+        self.exploring = False
         if self.model != NULL:
             ls_model_score(self.model, c.r.rows, <uint32_t>c.n, self.seconds, self.outside)
             c.seconds, c.outside, c.linear = self.seconds, self.outside, self.model.linear
@@ -123,8 +164,12 @@ cdef class Lodestar(Policy):
         if best != fallback and not found.least < self.bar(c, fallback):
             best = fallback
             c.reason_code = LS_GUARD
+        if self.explore_share > 0 and self.model != NULL:
+            trial = self.to_explore(c, best, self.score(c, best))
         if self.outside[best]:
             c.reason_code = LS_OUT_OF_RANGE
+        if trial >= 0:
+            best, self.exploring, c.reason_code = trial, True, LS_EXPLORE
         if self.model == NULL:
             c.reason_code = LS_COLD
         c.predicted = self.forecast(best)
@@ -134,8 +179,8 @@ cdef class Lodestar(Policy):
         """Both choices break ties at random: over each pair of them, what pick() would take."""
         cdef Py_ssize_t i, k, ties = 0
         cdef double least
-        if c.n == 1:
-            c.sure(0)
+        if c.n == 1 or self.exploring:
+            c.sure(choice)
             return
         least = c.scores[0]
         for i in range(1, c.n):

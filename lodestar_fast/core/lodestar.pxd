@@ -111,7 +111,7 @@ cdef extern from "lodestar.h" nogil:
         double sum
 
     struct ls_speed:
-        double shrunk
+        double shrunk, at
         uint64_t labels
 
     struct ls_model:
