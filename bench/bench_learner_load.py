@@ -3,11 +3,11 @@
     python bench/bench_learner_load.py [--turns 20] [--requests 2000] [--free]
 
 Four routers with the same policy and a model that has learned stand before one engine. In the first
-the learner's thread sleeps. In the second it has a round a second, as in service; in the third round
-after round, with its usual pauses between the parts of a round (2 ms); in the fourth without any:
-each a whole round, on as many first tokens as come in a second at 100 requests. They take turns,
-those whose turn it is not are stopped, and the order changes from turn to turn. Printed: median and
-99th percentile of all requests, and the median over the turns of their ratios to the first's.
+the learner's thread sleeps. In the second it has a round a second, as in service; in the third
+round after round, with its usual pauses between the parts of a round (2 ms); in the fourth without
+any. A round is a whole one, on 100 first tokens. They take turns, those whose turn it is not are
+stopped, and the order changes from turn to turn. Printed: median and 99th percentile of all
+requests, and the median over the turns of their ratios to the first's.
 
 Routers run on the first core, engine and client on the second; --free lets the kernel decide.
 """

@@ -22,7 +22,9 @@ async def serve_one(lodestar: Lodestar, engines: list[TinyEngine]) -> None:
     assert (await request(lodestar.data, "POST /v1/chat/completions", CHAT))[0] == 200
 
 
-@pytest.mark.parametrize("kind", ["raise", "nan", "hang", "stuck", "absurd", "die", "flood", "tick"])
+@pytest.mark.parametrize(
+    "kind", ["raise", "nan", "hang", "stuck", "absurd", "die", "flood", "tick"]
+)
 def test_no_request_fails_for_a_broken_learner(kind: str) -> None:
     """Requests go on until the fault shows on the admin port, and twenty more after that."""
 
