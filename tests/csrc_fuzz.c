@@ -81,6 +81,9 @@ static void route(struct ls_router *r, double now) {
     CHECK(r->instances[c->slot].used && r->instances[c->slot].routable);
     CHECK(c->hit_tokens < r->prompt_tokens);
     float predicted = below(2) ? NAN : (float)ls_random(&fuzz_state);
+    r->slo_ttft = below(2) ? 0 : (float)ls_random(&fuzz_state);
+    r->slo_tpot = below(2) ? 0 : (float)ls_random(&fuzz_state) / 10;
+    r->slo_told = (uint8_t)below(LS_SLOS);
     int64_t ticket = ls_router_commit(r, i, (enum ls_reason)below(LS_REASONS), predicted, 1);
     CHECK(ticket > 0 || r->counters.tickets_open == r->config.max_tickets);
     if (ticket == 0) return;
@@ -182,6 +185,10 @@ static void fuzz_router(void) {
     }
     check_instances(r);
     CHECK(r->counters.tickets_open == 0 && ls_router_check(r) == 0);
+    uint64_t judged = 0; /* each request at most once, and it leaves a sample then */
+    for (int told = 0; told < LS_SLOS; told++)
+        judged += r->counters.slo[told][0] + r->counters.slo[told][1];
+    CHECK(judged <= r->counters.samples);
     for (uint32_t slot = 0; slot < r->slots; slot++) ls_router_remove(r, slot);
     struct ls_index_stats stats;
     ls_index_stats(r->index, &stats);
