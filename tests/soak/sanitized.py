@@ -17,8 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "sanitized"
-TESTS = """admission baselines body counters downstream engine engine_random exchange export
-    failover features fleet fuzz llhttp mlp modes openai oracle policies proxy_data
+TESTS = """admission baselines body counters decisions downstream engine engine_random exchange
+    export failover features fleet fuzz llhttp mlp modes openai oracle policies proxy_data
     proxy_limits radix retry_after ring router sim slow_start speed truth upstream"""
 
 
@@ -44,6 +44,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(BUILT), str(ROOT))),
         "PYTHONMALLOC": "malloc",  # else objects lie within blocks that the sanitizer does not know
+        "TEST_PATIENCE": "300",
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python itself keeps much to its end
         "UBSAN_OPTIONS": "print_stacktrace=1",
