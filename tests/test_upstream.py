@@ -28,13 +28,15 @@ def test_interim_answers_and_trailers_are_dropped(step: int) -> None:
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\nContent-Length: 9\r\n\r\n"
         b"HTTP/1.1 100 Continue\r\n\r\n"
         b"HTTP/1.1 200 OK\r\nServer: u\r\nConnection: X-B\r\nX-B: 1\r\nKeep-Alive: 5\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n2;a=b\r\nab\r\n0\r\nX-Evil: 1\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n2;a=b\r\nab\r\n0\r\nX-Evil: 1\r\n"
+        b"Content-Type: text/event-stream\r\nX-Last: 1\r\n\r\n",
         step,
     ):
         fields, more = parser.parse(piece)
         body += more
     assert (parser.status, body, parser.complete, parser.broken) == (200, b"ab", True, None)
     assert fields == b"Server: u\r\n"
+    assert not parser.sse
     assert parser.chunked and parser.keep_alive and not parser.extra
 
 
