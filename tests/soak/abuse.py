@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import random
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -54,7 +55,11 @@ class Pair:
     async def begin(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bool]:
         """A request that has reached an engine; whether that is the first one."""
         before = [engine.requests for engine in self.engines]
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.lodestar.data, limit=4096)
+        mouth = socket.socket()
+        mouth.setblocking(False)
+        mouth.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)  # else it swallows all
+        await asyncio.get_running_loop().sock_connect(mouth, ("127.0.0.1", self.lodestar.data))
+        reader, writer = await asyncio.open_connection(sock=mouth, limit=4096)
         body = self.body()
         writer.write(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
@@ -127,11 +132,11 @@ async def slow_readers(model: str, count: int, after: int) -> Figures:
     async with pair(model, 0.01, 0.01) as both:
 
         async def one() -> bool:
-            both.engines[0].flood = (chunks, 32)  # 2 MB
+            both.engines[0].flood = (chunks, 96)  # 6 MB, more than sockets hold
             reader, writer, on_first = await both.begin()
             while data := await reader.read(65536):
                 if on_first:
-                    await asyncio.sleep(0.005)
+                    await asyncio.sleep(0.001)
             assert data == b""
             writer.close()
             return on_first
