@@ -32,11 +32,11 @@ def kv_events(streams: Mapping[str, Any]) -> Iterator[Metric]:
     )
     yield counter(
         "lodestar_kv_event_faults",
-        "Messages of KV events that were missed or broken, and publishers that began anew.",
+        "Messages of KV events that were missed, broken or out of order; publishers begun anew.",
         {
             (id, kind): stream.faults[kind]
             for id, stream in streams.items()
-            for kind in ("missed", "broken", "restarted")
+            for kind in ("missed", "broken", "disorder", "restarted")
         },
         ("instance", "kind"),
     )

@@ -80,14 +80,20 @@ def test_events_as_arrays_are_read_alike() -> None:
 
 def test_a_sequence_that_begins_anew_is_another_process() -> None:
     told, router = stream()
+    told.renewed = True
     for sequence in (7, 8, 0, 1):
         told.take(frames(sequence, STORED))
     assert told.faults == {"restarted": 1}
+    assert router.times == 1
+    for sequence in (9, 2, 10, 3):  # on the same connection: several publishers, no restart
+        told.take(frames(sequence, STORED))
+    assert told.faults == {"restarted": 1, "missed": 14, "disorder": 2}
     assert router.times == 1
 
 
 def test_a_restart_that_is_known_already_loses_nothing_twice() -> None:
     told, router = stream()
+    told.renewed = True
     told.take(frames(7, STORED))
     told._instance.forget()  # the checks have seen it; then requests came
     told.take(frames(0, STORED))

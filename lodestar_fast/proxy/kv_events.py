@@ -4,12 +4,12 @@ A message is three frames: topic, sequence number (8 bytes, big endian), and in 
 [time, events, ...]; an event is a map, or an array in older releases. Each look takes what has come
 since the last one; ZeroMQ connects, and again when a connection is lost, in a thread of its own.
 
-What they change: AllBlocksCleared, and a sequence that begins anew, mean that the cache is empty,
-and the router forgets what it believed there. BlockStored and BlockRemoved are counted, no more:
-they name blocks by the engine's hashes over tokens, the router knows prompts by hashes over bytes,
-and only the engine's tokenizer could join the two. What was evicted the router knows by capacity
-and recency, and answers correct it (csrc/truth.c). Messages that were missed are counted too, and
-nothing is forgotten for them: most events are of single blocks.
+What they change: AllBlocksCleared, and a sequence that begins anew on a new connection, mean that
+the cache is empty, and the router forgets what it believed there. BlockStored and BlockRemoved are
+counted, no more: they name blocks by the engine's hashes over tokens, the router knows prompts by
+hashes over bytes, and only the engine's tokenizer could join the two. What was evicted the router
+knows by capacity and recency, and answers correct it (csrc/truth.c). Messages that were missed are
+counted too, and nothing is forgotten for them: most events are of single blocks.
 
 A message that is not understood is counted, and hurts nobody.
 """
@@ -106,9 +106,10 @@ class Stream:
 
     def __init__(self, instance: Instance) -> None:
         self.connected = False
+        self.renewed = False  # connected since a restart was last seen: there may be another
         self.events: Counter[str] = Counter()  # by type
         self.blocks: Counter[str] = Counter()  # that they name, by type
-        self.faults: Counter[str] = Counter()  # broken and missed messages, restarts
+        self.faults: Counter[str] = Counter()  # by kind, as in metrics_events.py
         self._instance = instance
         self._next = -1  # sequence number of the message to come; -1: none has come
         self._losses = instance.losses  # as of the last message
@@ -139,8 +140,11 @@ class Stream:
     def _follow(self, sequence: int) -> None:
         if self._next >= 0 and sequence > self._next:
             self.faults["missed"] += sequence - self._next
+        elif sequence < self._next and not self.renewed:  # several publish on one connection
+            self.faults["disorder"] += 1
         elif sequence < self._next:  # another process publishes there
             self.faults["restarted"] += 1
+            self.renewed = False
             if self._instance.losses == self._losses:  # and nobody else has noticed
                 self._instance.forget()
         self._next = sequence + 1
@@ -207,7 +211,9 @@ class _Subscription:
         assert self._monitor is not None
         while (news := self._receive(self._monitor)) is not None:
             event = int.from_bytes(news[0][:2], "little")
-            self._stream.connected = event == self._zmq.EVENT_HANDSHAKE_SUCCEEDED
+            connected = event == self._zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self._stream.connected = connected
+            self._stream.renewed = self._stream.renewed or connected
         for _ in range(_MOST):
             message = self._receive(self._socket)
             if message is None:
