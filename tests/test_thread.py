@@ -293,7 +293,7 @@ def test_unwritable_folder_is_logged_once_and_raises_nothing(
 def test_without_torch_it_learns_the_physical_model(
     make: Callable[..., ThreadLearner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(_: LearnerConfig) -> None:
+    def missing(*_: Any) -> None:
         raise ImportError("No module named 'torch'")
 
     monkeypatch.setattr(thread_module, "_network", missing)

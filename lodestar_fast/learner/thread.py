@@ -1,8 +1,9 @@
 """The learner's two drivers: a background thread for the proxy, and inline for the simulator.
 
 ThreadLearner shares nothing with the event loop but two bounded queues of bytes. Its thread imports
-numpy and torch itself, then lowers its own priority, and pauses between steps: one thread of Python
-in a hurry would make every request wait for the GIL's switch interval, twice. Whatever happens in
+numpy and torch itself, then lowers its own priority, and pauses between the parts of a round: one
+thread of Python in a hurry would make every request wait for the GIL's switch interval, twice. The
+longest part, the steps of the network, does not hold the GIL (model.py). Whatever happens in
 the thread (an exception, a hang, its death), submit() and poll() go on as before and never wait,
 and the router keeps the weights it has.
 
