@@ -255,6 +255,10 @@ class Governor:
             "demotions": {cause: watchdog.demotions[cause] for cause in CAUSES},
             "fallbacks": self.fallbacks(router),
             "median_error": watchdog.evidence.error,
+            "drifts": {
+                "fleet": watchdog.evidence.fleet_drifts,
+                "engine": watchdog.evidence.engine_drifts,
+            },
             "regret": policy.regret,
             "choices": {"same": policy.agreed, "other": policy.asked - policy.agreed},
             "predicted": {

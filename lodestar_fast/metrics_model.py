@@ -53,6 +53,12 @@ def governing(counts: Mapping[str, Any]) -> Iterator[Metric]:
         ("cause",),
     )
     yield counter(
+        "lodestar_prediction_drifts",
+        "Times that first tokens drifted away from predictions: of the fleet, of one engine.",
+        counts.get("drifts", {}),
+        ("of",),
+    )
+    yield counter(
         "lodestar_model_choices",
         "Decisions the model was asked about, by whether the fallback chose the same.",
         counts.get("choices", {}),

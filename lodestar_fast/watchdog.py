@@ -72,6 +72,7 @@ class Watchdog:
         self._policy = policy
         self._enabled = enabled
         self._base = hold
+        self._drifts = 0  # as last logged
         self.reset()
 
     def reset(self) -> None:
@@ -98,6 +99,10 @@ class Watchdog:
         if self._trusted_since is None:
             self._trusted_since = now
         fault = self._fault(stale)
+        drifts = self.evidence.fleet_drifts + self.evidence.engine_drifts
+        if drifts != self._drifts:
+            self._drifts = drifts
+            log.info("predictions drift: %s", self._drifted())
         if not self._enabled:
             return
         if self.state == DEMOTED:
@@ -189,6 +194,13 @@ class Watchdog:
         self.evidence.forget()
         self._policy.forget()
 
+    def _drifted(self) -> str:
+        seen = self.evidence
+        if seen.drifted < -1:
+            return ""
+        where = "the fleet" if seen.drifted < 0 else f"slot {seen.drifted}"
+        return f"{where} takes {'longer' if seen.slower else 'less'} than predicted"
+
     def _window(self) -> str:
         return f"{self.evidence.window} first tokens"
 
@@ -207,6 +219,11 @@ class Watchdog:
             "next_hold": self._hold,
             "demotions": {cause: self.demotions[cause] for cause in CAUSES},
             "median_error": known(seen.error),
+            "drift": {
+                "fleet": seen.fleet_drifts,
+                "engine": seen.engine_drifts,
+                "last": self._drifted(),
+            },
             "regret": self._policy.regret,
             "absurd": self._policy.absurd,
             "raised": self._policy.raised,

@@ -309,6 +309,37 @@ def test_arms_are_means_of_log_ratios_by_who_decided() -> None:
     assert found.learned()[0] == found.control()[0] == 0 and found.window == 128
 
 
+def drifting(found: Evidence, n: int, slots: list[int], factor: float, seed: int = 0) -> list[int]:
+    """n first tokens of four engines, those of slots so many times as late: drifts seen so far."""
+    rng = np.random.default_rng(seed)
+    slot = rng.integers(0, 4, n)
+    ttft = 0.2 * np.exp(rng.normal(0, 0.2, n)) * np.where(np.isin(slot, slots), factor, 1)
+    found.take(
+        batches.pack(batches.rows(n, ttft=ttft, predicted=0.2, slot=slot, event=Event.FIRST_TOKEN))
+    )
+    return [found.fleet_drifts, found.engine_drifts]
+
+
+def test_predictions_that_drift_are_noticed_of_one_engine_and_of_the_fleet() -> None:
+    found = Evidence()
+    assert drifting(found, 5000, [], 1.0) == [0, 0] and found.drifted == -2
+    fleet, engine = drifting(found, 100, [2], 2.0, seed=1)
+    assert fleet == 0 and engine >= 1
+    assert (found.drifted, found.slower) == (2, True)
+    assert drifting(found, 3000, [], 1.0, seed=2)[0] == 0
+    before = found.fleet_drifts
+    drifting(found, 60, [0, 1, 2, 3], 0.5, seed=3)
+    assert found.fleet_drifts > before and not found.slower
+
+
+def test_a_change_that_lasts_becomes_the_habit() -> None:
+    found = Evidence()
+    drifting(found, 1000, [], 1.0)
+    seen = drifting(found, 3000, [0, 1, 2, 3], 2.0, seed=1)
+    assert seen[0] >= 1
+    assert drifting(found, 3000, [0, 1, 2, 3], 2.0, seed=2) == seen
+
+
 def test_samples_carry_the_reference_of_the_decision() -> None:
     router = make_router(guarded(0.5), 3)
     ticket = router.route(b"x" * 4000, 0.0).ticket

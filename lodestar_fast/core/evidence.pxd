@@ -1,10 +1,14 @@
-from lodestar_fast.core.lodestar cimport ls_sample
+from lodestar_fast.core.lodestar cimport LS_MAX_INSTANCES, ls_sample
 
 
 cdef struct tally:
     long long n
     double mean, square              # of log(measured / reference); sum of squared distances
     double ttft                      # sum of measured, seconds
+
+
+cdef struct cusum:
+    double up, down                  # standard deviations in excess, to either side
 
 
 cdef enum:
@@ -24,4 +28,12 @@ cdef class Evidence:
     cdef long long requests[2]        # of the learned policy, of the fallback; since the start
     cdef double seconds[2]            # sums of their measured TTFTs
 
+    cdef double habit, spread         # of log(measured / predicted): fading mean, and variance
+    cdef cusum fleet
+    cdef cusum engines[LS_MAX_INSTANCES]  # by slot
+    cdef readonly long long fleet_drifts, engine_drifts  # since the start
+    cdef readonly int drifted         # slot of the last one, -1: the fleet, -2: none yet
+    cdef readonly bint slower         # the last one was to longer times than predicted
+
+    cdef void follow(self, unsigned int slot, double error) noexcept
     cdef void weigh(self, const ls_sample *s) noexcept

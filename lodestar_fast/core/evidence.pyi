@@ -19,11 +19,19 @@ class Evidence:
     def window(self) -> int: ...  # how many of them `error` is taken over, at most 128
     @property
     def error(self) -> float: ...  # median |log(measured / predicted)|; NaN without any
+    @property
+    def fleet_drifts(self) -> int: ...  # times that predictions drifted, since the start
+    @property
+    def engine_drifts(self) -> int: ...  # the same of one engine
+    @property
+    def drifted(self) -> int: ...  # slot of the last, -1: the fleet, -2: none yet
+    @property
+    def slower(self) -> bool: ...  # the last was to longer times than predicted
     def recent(self) -> list[tuple[float, float, int]]:
         """The last 512 first tokens, oldest first: predicted and measured TTFT in seconds, and the
         Reason as a number."""
     def forget(self) -> None:
-        """Start anew, but for `measured`, recent() and totals()."""
+        """Start anew, but for `measured`, counts of drifts, recent() and totals()."""
     def compare_anew(self) -> None:
         """Empty the arms."""
 

@@ -170,6 +170,7 @@ cdef extern from "lodestar.h" nogil:
         int streaming
 
     struct ls_sample:
+        uint16_t slot
         float *x
         float ttft, predicted, reference
         uint8_t reason, event
