@@ -222,12 +222,13 @@ struct ls_sample {
     float ttft, e2e, tpot, predicted, propensity; /* NaN where not known */
     float reference; /* TTFT by plain physics of what the fallback would choose, or NaN */
     uint32_t prompt_tokens, output_tokens, cached_tokens, hit_tokens, weights_version;
+    uint32_t tenant; /* who asked, hashed under the router's key; 0: nobody says */
     uint16_t slot;
     uint8_t reason, event;
 };
 #define LS_UNKNOWN 0xFFFFFFFFu /* cached_tokens that nobody told */
 #define LS_SAMPLE_MAGIC 0x4C53534Du
-#define LS_SAMPLE_FORMAT 1u
+#define LS_SAMPLE_FORMAT 2u
 #define LS_SAMPLE_HEADER 24 /* u32 magic, u32 format, u64 schema, u32 rows, u32 row bytes */
 
 struct ls_config {
@@ -259,7 +260,7 @@ struct ls_ticket {
     uint32_t older, newer; /* streamed tickets of the instance without first token; free list */
     uint32_t prompt_tokens, own_tokens, hit_tokens, output_tokens, cached_tokens, usage_tokens;
     uint64_t work; /* of its own tokens */
-    uint32_t weights_version;
+    uint32_t weights_version, tenant;
     uint32_t hit_blocks;
     struct ls_path path; /* its blocks in the index */
     uint64_t record;     /* serial of its decision's record; 0: none */
@@ -292,6 +293,7 @@ struct ls_router {
     double blocks_per_token;
     int streaming;
     uint64_t session; /* the caller's name for whom the request belongs to, hashed; 0: none */
+    uint32_t tenant;  /* likewise for who asked: no one may teach the learner too much */
     float reference;  /* for the sample; a policy may set it, NaN before */
     float slo_ttft, slo_tpot; /* what the request asks for, seconds; 0: nothing */
     uint8_t slo_told;         /* ls_slo: what was predicted of the choice */

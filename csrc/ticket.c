@@ -20,7 +20,7 @@
 
 _Static_assert(sizeof(struct ls_sample) % 8 == 0, "rows stay aligned");
 _Static_assert(offsetof(struct ls_sample, ttft) == 8 + 4 * LS_WIDTH, "no holes");
-_Static_assert(offsetof(struct ls_sample, event) == 8 + 4 * LS_WIDTH + 47, "no holes");
+_Static_assert(offsetof(struct ls_sample, event) == 8 + 4 * LS_WIDTH + 51, "no holes");
 
 /* ---- Open and close -------------------------------------------------------------------------- */
 
@@ -130,6 +130,7 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
         .hit_tokens = c->hit_tokens,
         .cached_tokens = LS_UNKNOWN,
         .weights_version = weights_version,
+        .tenant = r->tenant,
         .prompt_bytes = r->prompt_bytes,
         .path = path,
         .hit_blocks = c->hit_blocks,
@@ -183,6 +184,7 @@ static void add_sample(struct ls_router *r, const struct ls_ticket *t, enum ls_e
     s->cached_tokens = t->cached_tokens;
     s->hit_tokens = t->hit_tokens;
     s->weights_version = t->weights_version;
+    s->tenant = t->tenant;
     s->slot = t->slot;
     s->reason = t->reason;
     s->event = (uint8_t)event;
@@ -329,12 +331,11 @@ static int finish(struct ls_router *r, uint32_t id, enum ls_event event, double 
             x->decode_requests--;
             x->decode_context -= (uint64_t)t->prompt_tokens + t->output_tokens;
         }
-        /* Believed to have begun, but nobody saw it: still censored. */
-        if (event != LS_DONE && !t->streaming) ttft = (float)e2e;
-    } else {
-        if (event != LS_DONE) ttft = (float)e2e; /* censored: at least this long */
-        if (x) leave_prefill(r, x, t);
+    } else if (x) {
+        leave_prefill(r, x, t);
     }
+    /* Censored: at least this long. What is not streamed may have begun long ago. */
+    if (event != LS_DONE && t->streaming && t->state == LS_PREFILL) ttft = (float)e2e;
     int never = t->state == LS_PREFILL && (event == LS_FAILED || event == LS_ABANDONED);
     if (x && never) ls_index_withdraw(r->index, t->slot, &t->path, t->hit_blocks);
     ls_index_release(r->index, t->slot, &t->path, x ? ls_router_capacity(r, x) : 0);

@@ -145,6 +145,14 @@ class RoutingConfig(_Section, frozen=True):
         list[Annotated[str, Meta(pattern="^[A-Za-z0-9-]+$")]],
         _doc("fields that name a request's session, the first one that it has; session_affinity"),
     ] = msgspec.field(default_factory=lambda: ["x-session-id", "x-user-id"])
+    tenant_header: Annotated[
+        str,
+        Meta(pattern="^[A-Za-z0-9-]*$"),
+        _doc(
+            "field in which a gateway in front names the tenant; empty: it is the client's API key."
+            " No tenant may teach the learner more than a share"
+        ),
+    ] = ""
     block_bytes: Annotated[
         int, Meta(ge=16, le=4096), _doc("prompt bytes in a prefix block (64: about 16 tokens)")
     ] = 64

@@ -38,6 +38,7 @@ def sample_dtype() -> np.dtype[Any]:
             "cached_tokens",
             "hit_tokens",
             "weights_version",
+            "tenant",
         )
     ]
     fields += [("slot", "<u2"), ("reason", "u1"), ("event", "u1")]

@@ -30,7 +30,7 @@ def rows(count: int, **columns: Any) -> NDArray[Any]:
 
 
 def pack(
-    rows: NDArray[Any], *, magic: int = MAGIC, format: int = 1, schema: int | None = None
+    rows: NDArray[Any], *, magic: int = MAGIC, format: int = 2, schema: int | None = None
 ) -> bytes:
     """A batch of these rows."""
     schema = features.SCHEMA_HASH if schema is None else schema

@@ -82,12 +82,15 @@ class RecordingRouter:
         avoid: Any,
         streaming: bool,
         session: bytes | None,
+        tenant: bytes | None,
     ) -> Any:
         if self.error is not None:
             raise self.error
         if self.full:
             return SimpleNamespace(ticket=0, slot=0)
-        decision = self.inner.route(prompt, now, prompt_tokens, seed, avoid, streaming, session)
+        decision = self.inner.route(
+            prompt, now, prompt_tokens, seed, avoid, streaming, session, tenant=tenant
+        )
         self.routes.append(
             {
                 "prompt": bytes(prompt),
@@ -95,6 +98,7 @@ class RecordingRouter:
                 "avoid": set(avoid),
                 "streaming": streaming,
                 "session": session,
+                "tenant": tenant,
             }
         )
         return decision

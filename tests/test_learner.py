@@ -26,21 +26,31 @@ FREE = tuple(Term(t.column, t.prior, t.ridge) for t in TERMS)
 def test_buffer_keeps_first_tokens_and_counts_the_rest() -> None:
     buffer = Buffer(capacity=10)
     batch = rows(
-        6,
-        dispatched=np.arange(6.0),
-        ttft=[0.5, np.nan, np.nan, 2.0, 3.0, 0.25],
-        event=[FIRST_TOKEN, DONE, FAILED, ABANDONED, TIMEOUT, FIRST_TOKEN],
+        8,
+        dispatched=np.arange(8.0),
+        ttft=[0.5, np.nan, 0.002, 2.0, 3.0, 0.25, np.nan, np.nan],
+        event=[FIRST_TOKEN, DONE, FAILED, ABANDONED, TIMEOUT, FIRST_TOKEN, ABANDONED, TIMEOUT],
+        tenant=np.arange(8),
     )
     assert buffer.add(pack(batch)) == 2
-    assert buffer.counts == {"first_token": 2, "done": 1, "failed": 1, "censored": 2, "refused": 0}
-    assert buffer.ttft[: len(buffer)].tolist() == [0.5, 0.25]
-    assert buffer.time[: len(buffer)].tolist() == [0.5, 5.25]
+    counts = {"first_token": 2, "done": 1, "failed": 1, "censored": 2, "cut": 2, "refused": 0}
+    assert buffer.counts == counts and buffer.measured == 2
+    held = buffer.held()
+    # What was waited in vain is kept as such; an error, however quick, is not kept at all.
+    assert buffer.ttft[held].tolist() == [0.5, 2.0, 3.0, 0.25]
+    assert buffer.time[held].tolist() == [0.5, 5.0, 7.0, 5.25]
+    assert buffer.censored[held].tolist() == [False, True, True, False]
+    assert buffer.tenant[held].tolist() == [0, 3, 4, 5]
 
 
 @pytest.mark.parametrize("ttft", [np.nan, np.inf, -0.1, 3600.0])
-def test_impossible_times_never_enter(ttft: float) -> None:
+@pytest.mark.parametrize("event", [FIRST_TOKEN, ABANDONED])
+def test_impossible_times_never_enter(ttft: float, event: int) -> None:
     buffer = Buffer()
-    buffer.add(pack(rows(1, ttft=ttft, event=FIRST_TOKEN)))
+    buffer.add(pack(rows(1, ttft=ttft, event=event)))
+    if event == ABANDONED and np.isnan(ttft):
+        assert buffer.counts["cut"] == 1  # after its first token
+        return
     assert len(buffer) == 0
     assert buffer.counts["refused"] == 1
 
@@ -81,9 +91,9 @@ def test_ring_holds_the_newest() -> None:
         pack(rows(2))[:-1],
         pack(rows(2)) + b"\0",
         pack(rows(2), magic=1),
-        pack(rows(2), format=2),
+        pack(rows(2), format=1),
         pack(rows(2), schema=features.SCHEMA_HASH ^ 1),
-        batches.HEADER.pack(batches.MAGIC, 1, features.SCHEMA_HASH, 1, 8) + b"\0" * 8,
+        batches.HEADER.pack(batches.MAGIC, 2, features.SCHEMA_HASH, 1, 8) + b"\0" * 8,
     ],
     ids=["empty", "zeros", "cut", "long", "magic", "format", "schema", "row_size"],
 )

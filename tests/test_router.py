@@ -28,7 +28,7 @@ def samples(router: Router) -> Any:
     if not batch:
         return np.empty(0, features.sample_dtype())
     magic, format_, schema, n, size = struct.unpack_from("<IIQII", batch)
-    assert (magic, format_, schema) == (0x4C53534D, 1, features.SCHEMA_HASH)
+    assert (magic, format_, schema) == (0x4C53534D, 2, features.SCHEMA_HASH)
     assert size == features.sample_dtype().itemsize and len(batch) == 24 + n * size
     return np.frombuffer(batch, features.sample_dtype(), offset=24)
 

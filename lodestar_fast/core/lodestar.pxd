@@ -199,6 +199,7 @@ cdef extern from "lodestar.h" nogil:
         ls_counters counters
         uint32_t prompt_tokens, blocks, n, known, waiting_samples
         uint64_t session
+        uint32_t tenant
         double now
         float reference, slo_ttft, slo_tpot
         uint8_t slo_told

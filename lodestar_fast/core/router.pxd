@@ -27,7 +27,7 @@ cdef class Router(RouterView):
     # -- the driver's three verbs --
     cpdef Decision route(
         self, prompt, double now, Py_ssize_t prompt_tokens=*, seed=*, avoid=*, bint streaming=*,
-        session=*, double slo_ttft=*, double slo_tpot=*)
+        session=*, double slo_ttft=*, double slo_tpot=*, tenant=*)
     cpdef observe(
         self, long long ticket, int event, double now, long long tokens=*, long long cached=*)
     cpdef report(
@@ -35,10 +35,10 @@ cdef class Router(RouterView):
 
     cdef Decision decide(
         self, const ls_request *request, double now, avoid, session, double slo_ttft,
-        double slo_tpot)
+        double slo_tpot, tenant)
     cdef int keep(self) except -1
     cdef Decision choose(self, const ls_request *request, double now)
     cdef Py_ssize_t ask(self) except -1
-    cdef uint64_t session_key(self, bytes session) except? 0
+    cdef uint64_t name_key(self, bytes name) except? 0
     cdef int mark_avoided(self, avoid) except -1
     cdef int may_change(self) except -1

@@ -98,6 +98,7 @@ class Router(RouterView):
         session: bytes | None = None,
         slo_ttft: float = 0.0,
         slo_tpot: float = 0.0,
+        tenant: bytes | None = None,
     ) -> Decision:
         """Choose an instance and dispatch to it: its counters, its blocks and a ticket are entered.
 
@@ -106,6 +107,8 @@ class Router(RouterView):
         avoid: slots already tried. session: whom the request belongs to; policy session_affinity
         keeps what is equal together. slo_ttft, slo_tpot: seconds to the first token and between
         tokens that it asks for, 0: nothing; policy lodestar heeds them.
+        tenant: who asks; the learner lets nobody teach it too much. Session and tenant are kept as
+        keyed hashes only.
 
         Raises NoInstanceError if none is left; ValueError if now is not finite, prompt_tokens is
         out of 0..100,000,000, or an SLO is negative or above 1e6.

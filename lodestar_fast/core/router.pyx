@@ -168,6 +168,7 @@ cdef class Router(RouterView):
         bint streaming=True,
         session=None,
         double slo_ttft=0, double slo_tpot=0,
+        tenant=None,
     ):
         in_range("prompt_tokens", prompt_tokens, 0, LS_TOKENS_MAX)
         cdef ls_request request
@@ -191,7 +192,7 @@ cdef class Router(RouterView):
                 PyObject_GetBuffer(seed, &salt, PyBUF_SIMPLE)
                 salt_held = True
                 request.seed, request.seed_bytes = salt.buf, salt.len
-            d = self.decide(&request, now, avoid, session, slo_ttft, slo_tpot)
+            d = self.decide(&request, now, avoid, session, slo_ttft, slo_tpot, tenant)
             self.keep()
             return d
         finally:
@@ -202,7 +203,7 @@ cdef class Router(RouterView):
 
     cdef Decision decide(
         self, const ls_request *request, double now, avoid, session, double slo_ttft,
-        double slo_tpot
+        double slo_tpot, tenant
     ):
         """route(), but for keeping the decision: keep() does that, before anything else is asked
         of the router. A proxy sends the request in between."""
@@ -212,15 +213,16 @@ cdef class Router(RouterView):
         if not (0 <= slo_ttft <= 1e6 and 0 <= slo_tpot <= 1e6):
             raise ValueError(f"slo_ttft, slo_tpot: {slo_ttft}, {slo_tpot} are not seconds")
         self.r.slo_ttft, self.r.slo_tpot = <float>slo_ttft, <float>slo_tpot
-        self.r.session = 0 if session is None else self.session_key(session)
+        self.r.session = 0 if session is None else self.name_key(session)
+        self.r.tenant = 0 if tenant is None else <uint32_t>(self.name_key(tenant) >> 32) | 1
         if avoid is not None and avoid != ():
             self.mark_avoided(avoid)
         return self.choose(request, now)
 
-    cdef uint64_t session_key(self, bytes session) except? 0:
+    cdef uint64_t name_key(self, bytes name) except? 0:
         cdef uint64_t key
         ls_hash_blocks(
-            &self.r.key, PyBytes_AS_STRING(session), PyBytes_GET_SIZE(session), ZEROS, 16, 16,
+            &self.r.key, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), ZEROS, 16, 16,
             &key, 1)
         return key | 1
 

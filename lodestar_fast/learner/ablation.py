@@ -6,21 +6,25 @@ so that this can be measured again (`lodestar simulate --policy lodestar:prior=f
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from lodestar_fast.learner.archives import Coreset, Strata
+from lodestar_fast.learner.buffer import Archive
 from lodestar_fast.learner.linear import TERMS, Term
 
 
 class Ablation(Struct, frozen=True, forbid_unknown_fields=True):
     """hidden: units in each of the network's two layers. prior: False leaves the coefficients of
     the physical model to the data alone: none is pulled anywhere, and none is given, not even
-    those of work and queue, which are otherwise 1.
+    those of work and queue, which are otherwise 1. buffer: rows that the network is trained on,
+    the newest, or half of them and half older ones (archives.py).
     """
 
     hidden: Annotated[int, Meta(ge=1, le=128)] = 24
     prior: bool = True
+    buffer: Literal["recent", "strata", "coreset"] = "recent"
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -29,6 +33,12 @@ class Ablation(Struct, frozen=True, forbid_unknown_fields=True):
             return TERMS
         # So little that ten samples outweigh it; without any the sums could not be inverted.
         return tuple(Term(term.column, 0.0, 0.01) for term in TERMS)
+
+    def archive(self, seed: int) -> Archive | None:
+        """A new one, of old rows."""
+        if self.buffer == "strata":
+            return Strata(seed)
+        return Coreset() if self.buffer == "coreset" else None
 
 
 NONE = Ablation()

@@ -14,10 +14,14 @@ with a time constant of 200 s on the samples' own clock, and a ridge pulls towar
 plus the own work, plus the queue. Only the normal equations are kept:
 
     A = sum w x x'      b = sum w x y
+
+Requests that were given up before their first token (censored rows) enter as censored.py says, the
+spread of errors being that of the measured rows, relative to the work.
 """
 
 from __future__ import annotations
 
+import math
 from operator import mul
 from typing import Final, NamedTuple
 
@@ -26,10 +30,13 @@ from numpy.typing import NDArray
 
 from lodestar_fast import features
 from lodestar_fast.learner import reward
+from lodestar_fast.learner.censored import tail
 
 Vector = NDArray[np.float64]
 
 FADE_SECONDS: Final = 200.0
+SPREAD: Final = 0.3  # of measured times about the prediction, relative: believed at first ...
+SPREAD_ROWS: Final = 20.0  # ... as if so many rows had shown it
 SWEEPS: Final = 40
 LEAST: Final = 1e-4  # seconds; a prediction is never below, in the core as here
 
@@ -82,6 +89,12 @@ class LinearModel:
         self.b: Vector = np.zeros(n)
         self.time: float | None = None  # of the newest sample in the sums, seconds
         self.theta: Vector = self.prior.copy()
+        self._missed, self._seen = SPREAD * SPREAD_ROWS, SPREAD_ROWS  # errors, rows; fading
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of measured times about the predicted, relative to the work."""
+        return math.sqrt(math.pi / 2) * self._missed / self._seen
 
     @property
     def coefficients(self) -> Vector:
@@ -89,13 +102,35 @@ class LinearModel:
         out[self.columns] = self.theta
         return out
 
-    def add(self, x: NDArray[np.float32], ttft: NDArray[np.float32], time: Vector) -> None:
-        """Enter samples: x (n, W), ttft (n,) seconds, time (n,) seconds of the first token."""
+    def add(
+        self,
+        x: NDArray[np.float32],
+        ttft: NDArray[np.float32],
+        time: Vector,
+        censored: NDArray[np.bool_] | None = None,
+        share: Vector | None = None,
+    ) -> None:
+        """Enter samples: x (n, W), ttft (n,) seconds, time (n,) seconds of the first token.
+
+        censored: (n,) whether ttft is only what was waited. share: (n,) factors on the weights.
+        """
         if not len(x):
             return
-        work = x[:, [features.INDEX["own_seconds"], features.INDEX["queue_seconds"]]]
-        work = work.sum(axis=1, dtype=np.float64)
-        self.enter(x, reward.label(ttft, work), reward.weight(work), time)
+        work = reward.work(x)
+        label, weight = reward.label(ttft, work), reward.weight(work)
+        expected, scale = self.predict(x), weight**-0.5
+        measured = slice(None) if censored is None else ~censored
+        self._missed += float(np.abs((label - expected) / scale)[measured].sum())
+        self._seen += len(scale[measured])
+        if share is not None:
+            weight *= share
+        if censored is not None and censored.any():
+            scale *= self.spread
+            for i in np.flatnonzero(censored):
+                told, beyond = tail((label[i] - expected[i]) / scale[i])
+                weight[i] *= told
+                label[i] = expected[i] + scale[i] * beyond
+        self.enter(x, label, weight, time)
 
     def enter(self, x: NDArray[np.float32], label: Vector, weight: Vector, time: Vector) -> None:
         """The same with labels (seconds) and weights that are known."""
@@ -111,9 +146,11 @@ class LinearModel:
         self.b += rows.T @ (weight * label)
 
     def _fade(self, seconds: float) -> None:
-        factor = np.exp(-seconds / FADE_SECONDS)
+        factor = float(np.exp(-seconds / FADE_SECONDS))
         self.a *= factor
         self.b *= factor
+        self._missed *= factor
+        self._seen *= factor
 
     def solve(self) -> None:
         """Coefficients that minimise the weighted error plus the ridge, inside their limits.

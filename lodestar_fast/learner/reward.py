@@ -13,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lodestar_fast import features
+
 Vector = NDArray[np.float64]
 
 BASE_SECONDS: Final = 0.03  # about one iteration of an engine: no answer is relatively exact below
@@ -21,6 +23,22 @@ CAP_FACTOR: Final = 10.0
 CAP_SECONDS: Final = 0.3
 BOUND: Final = math.log(2.0)  # of the network's correction as served, log factor
 TARGET_BOUND: Final = 1.5  # of what it is taught, log factor
+
+
+def work(x: NDArray[np.float32]) -> Vector:
+    """Seconds of work in front of the first token, own and queued, of rows (n, W)."""
+    columns = [features.INDEX["own_seconds"], features.INDEX["queue_seconds"]]
+    out: Vector = x[:, columns].sum(axis=1, dtype=np.float64)
+    return out
+
+
+def miss(log_ratio: NDArray[Any], censored: NDArray[np.bool_]) -> NDArray[Any]:
+    """(n,) errors of predictions: |log of measured over predicted|.
+
+    Where the time is only what was waited in vain, a prediction above it is no error.
+    """
+    out: NDArray[Any] = np.where(censored, np.maximum(log_ratio, 0.0), np.abs(log_ratio))
+    return out
 
 
 def label(ttft: NDArray[Any], work: Vector) -> Vector:

@@ -93,7 +93,8 @@ class InlineLearner:
         from lodestar_fast.learner.train import Trainer
 
         without = ablation or NONE
-        self._trainer = Trainer(config, _network(config, without.hidden), without.terms)
+        archive = without.archive(config.learner_seed)
+        self._trainer = Trainer(config, _network(config, without.hidden), without.terms, archive)
         self._round_seconds = config.round_seconds
         self._period = -1  # the newest one, of round_seconds each, that has had its round
         self._state_dir = state_dir

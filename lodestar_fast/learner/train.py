@@ -23,7 +23,8 @@ from lodestar_fast import features
 from lodestar_fast.config import LearnerConfig
 from lodestar_fast.errors import BlobError
 from lodestar_fast.learner import export, reward
-from lodestar_fast.learner.buffer import Buffer, decode
+from lodestar_fast.learner.buffer import Archive, Buffer, decode
+from lodestar_fast.learner.censored import likely
 from lodestar_fast.learner.checkpoint import State
 from lodestar_fast.learner.heads import Heads
 from lodestar_fast.learner.linear import TERMS, LinearModel, Term
@@ -55,7 +56,7 @@ class Trainer:
     """All that is learned. One thread owns it.
 
     network: learned on top of the physical model, or None for the physical model alone.
-    terms: of the physical model.
+    terms: of the physical model. archive: of old rows, beside the newest.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class Trainer:
         config: LearnerConfig,
         network: Correction | None,
         terms: tuple[Term, ...] = TERMS,
+        archive: Archive | None = None,
     ) -> None:
-        self.buffer = Buffer()
+        self.buffer = Buffer(archive=archive)
         self.linear = LinearModel(terms)
         self.heads = Heads()
         self.network = network
@@ -91,7 +93,7 @@ class Trainer:
 
     @property
     def ready(self) -> bool:
-        return bool(self.blob) or self.buffer.total >= self._min_samples
+        return bool(self.blob) or self.buffer.measured >= self._min_samples
 
     @property
     def errors(self) -> tuple[float, float]:
@@ -108,11 +110,12 @@ class Trainer:
         if not len(fresh):
             return None
         x, ttft = self.buffer.x[fresh], self.buffer.ttft[fresh]
+        censored, share = self.buffer.censored[fresh], self.buffer.shares(fresh)
         self.buffer.settle()
         self.rounds += 1
         if self.network is not None:
-            self._judge(self.network, x, ttft)
-        self.linear.add(x, ttft, self.buffer.time[fresh])
+            self._judge(self.network, x, ttft, censored)
+        self.linear.add(x, ttft, self.buffer.time[fresh], censored, share)
         more()
         self.linear.solve()
         theta = self.linear.theta
@@ -133,25 +136,31 @@ class Trainer:
         self.refusals += 1
         self.refusal = why
 
-    def _judge(self, network: Correction, x: Rows, ttft: Rows) -> None:
+    def _judge(self, network: Correction, x: Rows, ttft: Rows, censored: NDArray[np.bool_]) -> None:
         """Enter the errors of both models on samples neither has seen."""
         if not self._std.any():
             return
         wanted = reward.target(ttft, self.linear.predict(x))
         factor = network.log_factor(self._standardise(x))
         inside = ((x >= self._low) & (x <= self._high)).all(axis=1)
-        errors = np.abs(wanted), np.abs(wanted - np.where(inside, factor, 0.0))
+        corrected = wanted - np.where(inside, factor, 0.0)
+        errors = [float(reward.miss(each, censored).sum()) for each in (wanted, corrected)]
         self._losses *= np.exp(-len(x) / MEMORY)
-        self._losses += [errors[0].sum(), errors[1].sum(), len(x)]
+        self._losses += [*errors, len(x)]
 
     def _train(self, network: Correction) -> bool:
         """Some steps on random batches of the ring. Returns whether the weights are sound."""
-        n = len(self.buffer)
-        self._measure(self.buffer.x[:n])
-        pick = self._draw.integers(0, n, STEPS * BATCH)
-        x = self.buffer.x[pick]
-        wanted = reward.target(self.buffer.ttft[pick], self.linear.predict(x))
-        network.learn(self._standardise(x), wanted, BATCH)
+        self._measure(self.buffer.x[self.buffer.held()])
+        pick = self.buffer.draw(self._draw, STEPS * BATCH)
+        x, censored = self.buffer.x[pick], self.buffer.censored[pick]
+        z, wanted = (
+            self._standardise(x),
+            reward.target(self.buffer.ttft[pick], self.linear.predict(x)),
+        )
+        if censored.any():
+            expected = network.log_factor(z[censored])
+            wanted[censored] = likely(wanted[censored], expected, self.linear.spread)
+        network.learn(z, wanted, BATCH)
         return network.sound(MAX_WEIGHT)
 
     def _measure(self, x: Rows) -> None:
@@ -217,11 +226,11 @@ class Trainer:
 
         It was fitted to them, the live one only to the older of them: worse even so, it is broken.
         """
-        n = min(NEWEST, len(self.buffer))
-        newest = np.arange(self.buffer.total - n, self.buffer.total) % self.buffer.capacity
+        newest = self.buffer.latest(NEWEST)
         x, ttft = self.buffer.x[newest], np.maximum(self.buffer.ttft[newest], 1e-4)
+        censored = self.buffer.censored[newest]
         new, live = (
-            float(np.abs(np.log(ttft / export.parse(each).predict(x))).mean())
+            float(reward.miss(np.log(ttft / export.parse(each).predict(x)), censored).mean())
             for each in (blob, self.blob)
         )
         return new <= WORSE * live + SLACK

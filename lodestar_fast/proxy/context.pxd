@@ -58,6 +58,7 @@ cdef class Context:
     cdef public str policy_name
     cdef public bint explain
     cdef public tuple session_headers  # in lower case; empty: nobody wants to know the session
+    cdef public tuple tenant_headers  # likewise; empty: the key says whose a request is
     cdef public object tracer  # tracing.Tracer; None: trace context passes as it came
     cdef frozenset api_keys
     cdef public dict instances

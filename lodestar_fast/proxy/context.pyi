@@ -76,6 +76,7 @@ class Context:
     policy_name: str
     explain: bool
     session_headers: tuple[bytes, ...]  # in lower case; empty: the policy does not want to know
+    tenant_headers: tuple[bytes, ...]  # likewise; empty: the key says whose a request is
     tracer: Tracer | None
 
     def __init__(

@@ -83,7 +83,7 @@ cdef class Context:
         self.core = router if isinstance(router, Router) else None
         self.clock = clock
         self.policy_name = policy_name
-        self.session_headers = ()
+        self.session_headers = self.tenant_headers = ()
         self.instances = {}
         self.reconfigure(limits, explain, api_keys, engine_key, forward_client_key)
         self.on_trial = {}

@@ -65,6 +65,9 @@ cdef class Exchange(Ending):
         self.fields = request.fields
         self.tries.slo_ttft, self.tries.slo_tpot = request.slo_ttft, request.slo_tpot
         self.context.counters.slo_ignored += request.slo_refused
+        self.tries.tenant = None
+        if request.authorization is not None:  # of `Bearer KEY` the key, however it is written
+            self.tries.tenant = request.authorization.rpartition(b" ")[2]
         if self.context.hide_authorization:
             self.fields = without(self.fields, {b"authorization"}) + self.context.authorization
         self.engine_failed = self.excused = False
@@ -93,6 +96,8 @@ cdef class Exchange(Ending):
             self.trace, self.fields = self.context.tracer.begin(self.fields)
         if self.context.session_headers:
             session = first_of(self.fields, self.context.session_headers)
+        if self.context.tenant_headers:
+            self.tries.tenant = first_of(self.fields, self.context.tenant_headers)
         self.tries.begin(routing, avoid, session, self.reply.request_id, self.path)
         if self.context.admit(False) and self._dispatch():
             return 0

@@ -89,6 +89,8 @@ class Proxy:
         if router.policy.name == SessionAffinity.name:
             names = config.routing.session_headers
             self.context.session_headers = tuple(name.lower().encode() for name in names)
+        if name := config.routing.tenant_header:
+            self.context.tenant_headers = (name.lower().encode(),)
         self.context.local = self.answer
         self.fleet = Fleet(self.context, config.fleet, router, clock, Pool, self.incidents)
         self.members = Membership(self.fleet, config.discovery.discovery_linger)

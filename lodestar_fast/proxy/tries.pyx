@@ -74,12 +74,12 @@ cdef class Tries:
             request.seed, request.seed_bytes = PyBytes_AS_STRING(r.seed), len(r.seed)
             request.prompt_tokens, request.streaming = 0, r.stream
             decision = self.context.core.decide(
-                &request, start, avoid, self.session, self.slo_ttft, self.slo_tpot)
+                &request, start, avoid, self.session, self.slo_ttft, self.slo_tpot, self.tenant)
             self.ticket, self._slot = decision.ticket, decision.slot
             self._decision = decision
         else:
             self._decision = self.context.router.route(
-                r.prompt, start, 0, r.seed, avoid, r.stream, self.session
+                r.prompt, start, 0, r.seed, avoid, r.stream, self.session, tenant=self.tenant
             )
             self.ticket, self._slot = self._decision.ticket, self._decision.slot
         self._decision_seconds = monotonic() - start
@@ -234,7 +234,7 @@ cdef class Tries:
         if self._serial:
             self.context.core.decisions.status(self._serial, status)
             self._serial = 0
-        self._request_id = self._path = self.session = None
+        self._request_id = self._path = self.session = self.tenant = None
         self.routing = self._decision = self.instance = self.retry_after = None
 
     cdef bytes explanation(self):

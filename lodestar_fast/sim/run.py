@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from math import isnan
+from math import inf, isnan
 from typing import Any, Protocol
 
 from lodestar_fast.clock import VirtualClock
@@ -76,7 +76,8 @@ class Simulation:
     round_seconds: what a round of the learner takes. source: in place of jobs, which are then
     those that came, in order.
     decisions: how many the router keeps (router.decisions). slo: the seconds of TTFT and of TPOT
-    that a request asks for; 0: it does not.
+    that a request asks for; 0: it does not. patience: seconds after which a client without a first
+    token leaves.
     """
 
     def __init__(
@@ -100,12 +101,13 @@ class Simulation:
         source: Source | None = None,
         decisions: int = 0,
         slo: Callable[[Job], tuple[float, float]] | None = None,
+        patience: float = inf,
     ) -> None:
         self.clock = VirtualClock()
         slots = most_engines(len(specs))
         self.jobs = jobs if source is None else []
         self._source = source
-        self.delay = delay
+        self.delay, self.patience = delay, patience
         self._slo = slo
         self.router = Router(
             policy, seed=seed, max_instances=slots, decisions=decisions, prefix_marks=decisions > 0
@@ -289,6 +291,19 @@ class Simulation:
         engine.submit(index, job.hashes, job.prompt_tokens, job.output_tokens, now)
         self._live[d.slot].add(index)
         self._plan(d.slot)
+        if self.patience < inf:
+            self._events.at(now + self.patience, self._leave, index)
+
+    def _leave(self, index: int) -> None:
+        """The client has waited for a first token for as long as it would."""
+        o = self.outcomes[index]
+        if index not in self._live[o.slot] or not isnan(o.ttft):
+            return
+        self.engines[o.slot].cancel(index, self.clock.now())
+        self._live[o.slot].discard(index)
+        o.error = "client left"
+        self.router.observe(self._tickets[index], Event.ABANDONED, self.clock.now())
+        self._end(index, failed=True)
 
     def _fail_later(self, index: int, error: str) -> None:
         """The router learns after the delay that a request failed."""
@@ -332,6 +347,8 @@ class Simulation:
 
     def _began(self, index: int, now: float) -> None:
         o = self.outcomes[index]
+        if o.error:
+            return  # its client has left while the token was on its way
         o.ttft = now - o.arrival
         self.router.observe(self._tickets[index], Event.FIRST_TOKEN, now)
         if self._watcher:

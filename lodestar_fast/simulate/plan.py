@@ -7,6 +7,7 @@ the three a run follows entirely, whoever makes it and whenever.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -81,6 +82,7 @@ class Plan:
     sharing: tuple[float, ...] = ()  # SharingRatio of these shares, in place of the trace
     switch: tuple[float, str] | None = None  # from when on which trace takes over
     hot: tuple[float, float, float, int] | None = None  # as in sim/shapes.heated()
+    patience: float | None = None  # of clients, for a first token
     kv_scale: float = 1.0  # factor on every engine's KV cache
     engine: tuple[tuple[str, Any], ...] = ()  # fields of EngineSpec, the same for every engine
 
@@ -324,6 +326,7 @@ def run_one(
         learner,
         seed=seed,
         delay=plan.delay,
+        patience=plan.patience or math.inf,
         scrape_seconds=plan.scrape_interval,
         jitter=plan.jitter,
         round_seconds=plan.learner_seconds,

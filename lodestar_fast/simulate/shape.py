@@ -50,6 +50,7 @@ def add_arguments(add: Any) -> None:
         action="store_true",
         help="do not tell the router: what its requests asked for is only judged",
     )
+    add("--patience", metavar="S", help="a client without a first token leaves after S seconds")
 
 
 def shape(args: argparse.Namespace) -> dict[str, Any]:
@@ -99,6 +100,8 @@ def shape(args: argparse.Namespace) -> dict[str, Any]:
         end = _number("--hot: TO", parts[1], start, math.inf)
         part = _number("--hot: SHARE", parts[2], 0, 1)
         out["hot"] = (start, end, part, int(_number("--hot: TOKENS", parts[3], 1, MOST_HOT)))
+    if args.patience:
+        out["patience"] = _number("--patience", args.patience, 0.001, math.inf)
     return out
 
 
