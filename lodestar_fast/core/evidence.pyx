@@ -11,8 +11,10 @@ A watchdog reads a batch here before the learner gets it. Three questions:
 3. Do predictions drift? A cumulated sum (CUSUM) to either side of log(measured / predicted), in
    standard deviations of the last 512 or so from their mean, DRIFT_SLACK of each forgiven: over
    DRIFT it is no chance any more. One for the fleet, one for each engine. In simulation, 200 s: no
-   alarm in four healthy cells; an engine three times as slow was found after 2 to 10 s, a fleet
-   1.7 times as slow after 4 s. Near saturation the queues themselves are one (8 A30 at 22.5/s).
+   alarm in three healthy cells, none where one trace follows another; an engine three times as
+   slow was found after 2 to 10 s, a fleet 1.7 times as slow after 4 s, one engine ten times as
+   slow after 76 s, as hardly anybody is sent there. Near saturation the queues themselves are a
+   drift (8 A30 at 22.5/s).
 
 What ends before its first token (the client left, we gave up) has waited at least so long: it
 counts where that is already longer than predicted. An engine's failure is not the model's.
