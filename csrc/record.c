@@ -122,6 +122,10 @@ struct ls_record *ls_record_keep(struct ls_router *r, const struct ls_thought *t
     record->reason = (uint8_t)reason;
     record->streaming = r->streaming != 0;
     record->margin = t->margin;
+    record->slo_ttft = r->slo_ttft;
+    record->slo_tpot = r->slo_tpot;
+    record->slo_told = r->slo_told;
+    record->e2e = t->e2e;
     int known = records->errors >= LS_ERRORS_LEAST;
     record->low = known ? (float)records->low : NAN;
     record->high = known ? (float)records->high : NAN;
@@ -137,6 +141,8 @@ struct ls_record *ls_record_keep(struct ls_router *r, const struct ls_thought *t
         to->predicted = t->seconds ? t->seconds[i] : NAN;
         to->score = t->scores ? (float)t->scores[i] : NAN;
         to->odds = t->odds[i];
+        to->upper = t->upper ? t->upper[i] : NAN;
+        to->tpot = t->tpot ? t->tpot[i] : NAN;
         to->outside = t->outside ? t->outside[i] : 0;
         memcpy(to->x, r->rows + (size_t)i * LS_WIDTH, sizeof to->x);
         if (i == chosen) record->chosen = (uint8_t)k;

@@ -25,12 +25,14 @@ struct ls_thought {
     const float *linear;         /* LS_WIDTH coefficients of the physical part */
     int64_t fallback;            /* the candidate that the heuristic would take; -1: none */
     float margin;                /* by which the best score must be better than the fallback's */
+    const float *upper, *tpot;   /* of requests that want more than an early first token */
+    uint8_t e2e;                 /* the objective, if no SLO goes before it */
 };
 
 struct ls_recorded {
     struct ls_candidate seen;
     uint32_t epoch; /* of the slot's tenant */
-    float predicted, score, odds;
+    float predicted, score, odds, upper, tpot;
     uint32_t outside;
     float x[LS_WIDTH];
 };
@@ -50,9 +52,11 @@ struct ls_record {
     uint64_t serial; /* from 1 */
     double at;       /* seconds on the router's clock */
     struct ls_outcome outcome;
+    float slo_ttft, slo_tpot;           /* asked for, seconds; 0: nothing */
     float predicted, margin, low, high; /* low, high: of the log error, NaN: not known yet */
     uint32_t version, prompt_tokens, prompt_bytes, total, n, marks;
     uint8_t reason, streaming, chosen, fallback, best, hit; /* rows, or LS_NO_ROW */
+    uint8_t slo_told, e2e;
     uint8_t learned; /* a model was asked: linear, predicted and score mean something */
     float linear[LS_WIDTH];
     struct ls_recorded rows[LS_RECORD_ROWS];

@@ -163,6 +163,11 @@ def _requests(context: Any) -> Iterator[Metric]:
         "Connections of clients beyond max_connections.",
         counts["connections_refused"],
     )
+    yield counter(
+        "lodestar_slo_ignored",
+        "Requests whose x-slo-ttft-ms or x-slo-tpot-ms was no number of milliseconds.",
+        counts["slo_ignored"],
+    )
     yield gauge(
         "lodestar_request_body_bytes",
         "Bytes of request bodies in hand.",
@@ -227,6 +232,12 @@ def _decisions(
         "lodestar_prediction_error_seconds",
         "Distance between predicted and measured time to first token.",
         stats["prediction_error"],
+    )
+    yield counter(
+        "lodestar_slo_requests",
+        "Streamed requests with an SLO that ended, by whether it was to be kept and was.",
+        stats["slo"],
+        ("predicted", "measured"),
     )
     yield gauge(
         "lodestar_prefix_index_bytes",

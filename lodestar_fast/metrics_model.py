@@ -110,3 +110,29 @@ def learning(policy: Any, status: Mapping[str, Any]) -> Iterator[Metric]:
         {status["state"]: 1} if status else {},
         ("state",),
     )
+    yield gauge(
+        "lodestar_upper_quantile_ratio",
+        "Upper quantile of times to first token over the prediction, by whether others wait there.",
+        dict(status.get("upper_factor", {})),
+        ("kind",),
+    )
+    for name, help, key in (
+        (
+            "lodestar_upper_quantile_coverage_ratio",
+            "Share of the last first tokens within that quantile; it aims at 0.9. NaN without any.",
+            "upper_coverage",
+        ),
+        (
+            "lodestar_tpot_error_ratio",
+            "Factor by which times per output token are mispredicted in the mean; NaN without any.",
+            "tpot_log_error",
+        ),
+        (
+            "lodestar_e2e_error_ratio",
+            "The same for whole answers.",
+            "e2e_log_error",
+        ),
+    ):
+        value = status.get(key, math.nan)
+        value = value if key == "upper_coverage" else math.exp(value)
+        yield gauge(name, help, {(): value} if status else {})

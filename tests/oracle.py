@@ -165,8 +165,7 @@ class Model:
     def predict_upper(self, x: Array) -> NDArray[np.float64]:
         """Of ten first tokens nine come within, seconds."""
         queue = x[:, features.INDEX["queue_seconds"]] > np.float32(0.03)
-        factor: NDArray[np.float64] = np.exp(np.where(queue, self.upper[1], self.upper[0]))
-        out: NDArray[np.float64] = self.predict(x) * factor
+        out: NDArray[np.float64] = self.predict(x) * np.exp(np.array(self.upper)[queue.astype(int)])
         return out
 
     def predict_tpot(self, x: Array) -> NDArray[np.float64]:

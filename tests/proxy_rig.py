@@ -82,6 +82,8 @@ class RecordingRouter:
         avoid: Any,
         streaming: bool,
         session: bytes | None,
+        slo_ttft: float,
+        slo_tpot: float,
         tenant: bytes | None,
     ) -> Any:
         if self.error is not None:
@@ -89,7 +91,7 @@ class RecordingRouter:
         if self.full:
             return SimpleNamespace(ticket=0, slot=0)
         decision = self.inner.route(
-            prompt, now, prompt_tokens, seed, avoid, streaming, session, tenant=tenant
+            prompt, now, prompt_tokens, seed, avoid, streaming, session, slo_ttft, slo_tpot, tenant
         )
         self.routes.append(
             {
@@ -99,6 +101,7 @@ class RecordingRouter:
                 "streaming": streaming,
                 "session": session,
                 "tenant": tenant,
+                "slo": (slo_ttft, slo_tpot),
             }
         )
         return decision

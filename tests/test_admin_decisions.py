@@ -34,6 +34,7 @@ def test_a_decision_is_found_by_its_request_id() -> None:
             "e2e_ms": 500.0,
             "cached_tokens": None,
             "output_tokens": 7,
+            "slo_kept": None,
             "prompt_tokens": None,
         }
         status, missing = await port.ask("GET /admin/decisions/c")

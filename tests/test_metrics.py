@@ -56,6 +56,7 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         "upstream_opened": 7 * n,
         "retries_refused": 2 * n,
         "connections_refused": 3 * n,
+        "slo_ignored": 2 * n,
     }
     stats = {
         "decisions": {
@@ -67,6 +68,7 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         },
         "predicted_ttft": HISTOGRAM,
         "prediction_error": HISTOGRAM,
+        "slo": {("kept", "missed"): 2 * n, ("unknown", "kept"): n},
         "index_bytes": 4096,
         "index_budget_bytes": 1 << 20,
         "index_evictions": 3 * n,
@@ -99,7 +101,16 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         "predicted": {"learned": 1.5 * n, "fallback": 2.5 * n},
         "sides": {"learned": (3 * n, 1.25 * n), "fallback": (0, 0.0)},
     }
-    status = {"state": "training", "rounds": 3, "train_seconds": 0.5, "samples": {"used": 11}}
+    status = {
+        "state": "training",
+        "rounds": 3,
+        "train_seconds": 0.5,
+        "samples": {"used": 11},
+        "upper_factor": {"no_queue": 1.25, "queue": 2.0},
+        "upper_coverage": 0.9,
+        "tpot_log_error": math.log(1.25),
+        "e2e_log_error": math.log(1.5),
+    }
     told = SimpleNamespace(
         connected=True,
         events={"block_stored": 5, "all_blocks_cleared": 1},
@@ -189,6 +200,12 @@ def test_values_and_labels() -> None:
         "lodestar_kv_event_faults_total instance=i0 kind=missed": 3,
         "lodestar_kv_event_faults_total instance=i0 kind=broken": 0,
         "lodestar_exploration_total": 4,
+        "lodestar_slo_requests_total measured=missed predicted=kept": 2,
+        "lodestar_slo_ignored_total": 2,
+        "lodestar_upper_quantile_ratio kind=queue": 2.0,
+        "lodestar_upper_quantile_coverage_ratio": 0.9,
+        "lodestar_tpot_error_ratio": 1.25,
+        "lodestar_e2e_error_ratio": 1.5,
         "lodestar_telemetry_dropped_total": 6,
         "lodestar_retries_total reason=connect": 3,
         "lodestar_inflight_requests instance=i1": 2,

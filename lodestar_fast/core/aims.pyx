@@ -46,7 +46,7 @@ cdef class Aims:
                 self.tpot[i] = NAN
         for i in range(c.n):
             self.upper[i] = ls_model_upper(model, c.r.rows + i * LS_WIDTH, seconds[i])
-        c.upper, c.tpot = self.upper, self.tpot
+        c.upper, c.tpot, c.e2e = self.upper, self.tpot, self.e2e
         if c.r.slo_ttft > 0 or c.r.slo_tpot > 0:
             self.keep_slo(c, seconds, margin)
             return

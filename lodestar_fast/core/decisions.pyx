@@ -89,6 +89,7 @@ cdef class Decisions:
         thought.scores = c.scores if c.seconds != NULL else NULL
         thought.odds, thought.margin = self.odds, <float>c.margin
         thought.fallback = c.fallback
+        thought.upper, thought.tpot, thought.e2e = c.upper, c.tpot, c.e2e
         ls_record_keep(
             r, &thought, <uint32_t>choice, <ls_reason>c.reason_code, <float>c.predicted, ticket,
             <uint32_t>version)

@@ -30,6 +30,7 @@ cdef class Candidates:
     # of that time, and the time per output token, seconds; NaN: not known.
     cdef const float *upper
     cdef const float *tpot
+    cdef bint e2e                  # the objective then, if there is no SLO
 
     cdef void begin(self) noexcept
     cdef void note(self, Best *best, Py_ssize_t i, double score) noexcept

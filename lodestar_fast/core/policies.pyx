@@ -6,7 +6,7 @@ policy: write a class in the module of its kind (for an experiment: a Python sub
 and a row in POLICIES.
 
     heuristics.pyx   load alone            affinity.pyx   who has the prefix, with limits of load
-    costs.pyx        one sum of costs      learned.pyx    the learned policy
+    costs.pyx        one sum of costs      learned.pyx    the learned policy; aims.pyx: its SLOs
 
 Every rule that compares breaks ties at random, from the router's seed: with ties to the lower slot
 an idle fleet would send all its load to the first instance.

@@ -19,11 +19,14 @@ cdef extern from "record.h" nogil:
         const float *linear
         int64_t fallback
         float margin
+        const float *upper
+        const float *tpot
+        uint8_t e2e
 
     struct ls_recorded:
         ls_candidate seen
         uint32_t epoch, outside
-        float predicted, score, odds
+        float predicted, score, odds, upper, tpot
         float *x
 
     struct ls_outcome:
@@ -37,9 +40,9 @@ cdef extern from "record.h" nogil:
         uint64_t serial
         double at
         ls_outcome outcome
-        float predicted, margin, low, high
+        float slo_ttft, slo_tpot, predicted, margin, low, high
         uint32_t version, prompt_tokens, prompt_bytes, total, n, marks
-        uint8_t reason, streaming, chosen, fallback, best, hit, learned
+        uint8_t reason, streaming, chosen, fallback, best, hit, slo_told, e2e, learned
         float *linear
         ls_recorded *rows
 

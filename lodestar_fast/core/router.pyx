@@ -277,6 +277,7 @@ cdef class Router(RouterView):
         c.reason_code, c.predicted, self.version = -1, NAN, 0
         self.overruled = False
         c.upper = c.tpot = NULL
+        c.e2e = False
         self.deciding = True
         if c.scores != NULL:
             c.begin()
@@ -328,7 +329,8 @@ cdef class Router(RouterView):
 
 cdef uint8_t told(Candidates c, const ls_router *r, Py_ssize_t i) noexcept:
     """Whether the choice will keep what the request asks for, by what was predicted of it."""
-    if c.upper == NULL or (r.slo_tpot > 0 and not c.tpot[i] == c.tpot[i]):
+    if c.upper == NULL or not (r.slo_ttft > 0 or r.slo_tpot > 0) or (
+            r.slo_tpot > 0 and not c.tpot[i] == c.tpot[i]):
         return LS_SLO_UNKNOWN
     if (r.slo_ttft > 0 and c.upper[i] > r.slo_ttft) or (r.slo_tpot > 0 and c.tpot[i] > r.slo_tpot):
         return LS_SLO_MISS

@@ -18,6 +18,10 @@ cdef double[17] POWERS = [
     1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16]
 
 
+cdef const char *SLO_MET[3]  # by ls_slo
+SLO_MET[0], SLO_MET[1], SLO_MET[2] = ',"slo_met":null', ',"slo_met":false', ',"slo_met":true'
+
+
 cdef bytes quoted(str text):
     """As a JSON string."""
     cdef bytes plain = text.encode("utf-8", "replace")
@@ -109,7 +113,9 @@ cdef void put_index(Text *t, const char *key, uint8_t row) noexcept nogil:
     put_number(t, key, NAN if row == LS_NO_ROW else row, 3)
 
 
-cdef void put_candidate(Text *t, const ls_recorded *x, const char *name) noexcept nogil:
+cdef void put_candidate(
+    Text *t, const ls_recorded *x, const char *name, bint told
+) noexcept nogil:
     cdef int k
     put_text(t, '{"name":')
     put_text(t, name)
@@ -124,6 +130,9 @@ cdef void put_candidate(Text *t, const ls_recorded *x, const char *name) noexcep
     put_number(t, ',"expected":', x.seen.expected, 7)
     put_number(t, ',"predicted":', x.predicted, 9)
     put_number(t, ',"score":', x.score, 9)
+    if told:
+        put_number(t, ',"upper":', x.upper, 9)
+        put_number(t, ',"tpot":', x.tpot, 9)
     put_number(t, ',"odds":', x.odds, 7)
     put_text(t, ',"outside":true,"x":[' if x.outside else ',"outside":false,"x":[')
     for k in range(LS_WIDTH):
@@ -137,6 +146,7 @@ cdef void put_row(
 ) noexcept nogil:
     """A row but for its last brace. since: when the clock stood at 0, seconds since 1970."""
     cdef int k
+    cdef bint aimed = r.e2e or r.slo_ttft > 0 or r.slo_tpot > 0
     put_text(t, head)
     put_number(t, ',"t":', since + r.at, 16)
     put_number(t, ',"at":', r.at, 16)
@@ -144,6 +154,11 @@ cdef void put_row(
     put_number(t, ',"bytes":', r.prompt_bytes, 10)
     put_text(t, ',"stream":true,"reason":' if r.streaming else ',"stream":false,"reason":')
     put_text(t, reasons[r.reason])
+    if aimed:
+        put_text(t, ',"objective":"e2e"' if r.e2e else ',"objective":"ttft"')
+        put_number(t, ',"slo_ttft":', r.slo_ttft if r.slo_ttft > 0 else NAN, 7)
+        put_number(t, ',"slo_tpot":', r.slo_tpot if r.slo_tpot > 0 else NAN, 7)
+        put_text(t, SLO_MET[r.slo_told])
     put_number(t, ',"version":', r.version, 10)
     put_number(t, ',"predicted":', r.predicted, 7)
     put_number(t, ',"margin":', r.margin, 7)
@@ -165,5 +180,5 @@ cdef void put_row(
     for k in range(<int>r.n):
         if k:
             put(t, ",", 1)
-        put_candidate(t, &r.rows[k], names[k])
+        put_candidate(t, &r.rows[k], names[k], aimed)
     put(t, "]", 1)

@@ -118,7 +118,7 @@ def learned_odds(row: Row, safe: list[float]) -> list[float]:
     scores = [c["score"] for c in row["candidates"]]
     if len(scores) == 1:
         return [1.0]
-    if None in scores:
+    if None in scores or "objective" in row:  # other aims weigh gains otherwise
         return [math.nan] * len(scores)
     least = min(scores)
     best = [i for i, score in enumerate(scores) if score == least]

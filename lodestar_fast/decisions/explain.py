@@ -130,7 +130,7 @@ def explain(d: Decision) -> list[str]:
     if d["tries"] > 1:
         asked.append(f"try {d['tries']}")
     lines = [", ".join(part for part in asked if part), "", d["why"], ""]
-    lines += aligned(_candidates(d), right=set(range(2, 9)))
+    lines += aligned(_candidates(d), right=set(range(2, 12)))
     if d["candidates_total"] > len(d["candidates"]):
         lines.append(f"... and {d['candidates_total'] - len(d['candidates'])} others")
     lines += ["", *_differences(d), *_who(d), _what_became(d)]
@@ -141,6 +141,9 @@ def _candidates(d: Decision) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         ("", "engine", "cached", "to compute", "queued", "running", "KV", "predicted", "score")
     ]
+    aimed = any(c["upper_ttft_ms"] is not None for c in d["candidates"])
+    if aimed:
+        rows[0] += ("9 of 10 in", "a token", "SLO")
     for c in d["candidates"]:
         features = c["features"]
         mark = ("->" if c["chosen"] else "") + ("f" if c["fallback_choice"] else "")
@@ -157,6 +160,9 @@ def _candidates(d: Decision) -> list[tuple[str, ...]]:
                 _ms(c["score_ms"]),
             )
         )
+        if aimed:
+            slo = {True: "kept", False: "missed", None: "-"}[c["slo_met"]]
+            rows[-1] += (_ms(c["upper_ttft_ms"]), _ms(c["tpot_ms"]), slo)
     return rows
 
 
@@ -178,6 +184,8 @@ def _who(d: Decision) -> list[str]:
     if d["mode"]:
         parts.append(f"mode {d['mode']}")
     parts.append(f"reason {d['reason']}")
+    if d["objective"] != "ttft":
+        parts.append(f"objective {d['objective']}")
     if d["model_version"]:
         parts.append(f"model version {d['model_version']}")
     if d["margin"]:
@@ -210,6 +218,8 @@ def _what_became(d: Decision) -> str:
     if outcome["e2e_ms"] is not None:
         tokens = f" and {outcome['output_tokens']:,} tokens" if outcome["output_tokens"] else ""
         parts.append(f"ended after {_ms(outcome['e2e_ms'])}{tokens}")
+    if outcome["slo_kept"] is not None:
+        parts.append(f"its SLO was {'kept' if outcome['slo_kept'] else 'missed'}")
     status = f" ({outcome['status']})" if outcome["status"] else ""
     return f"outcome: {outcome['event'].replace('_', ' ')}{status}: " + ", ".join(parts)
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
+from lodestar_fast.decisions import wants
 from lodestar_fast.decisions.schema import Row
 from lodestar_fast.features import FEATURES
 
@@ -86,13 +87,15 @@ def describe(
         "propensity": chosen["odds"],
         "predicted_ttft_ms": _ms(predicted),
         "interval_ms": interval,
+        "objective": row.get("objective", "ttft"),
+        "slo": wants.slo(row),
         "candidates": [
             _candidate(row, i, at if i != at else other, identify) for i in range(len(candidates))
         ],
         "candidates_total": row["candidates_total"],
-        "outcome": _outcome(outcome),
+        "outcome": _outcome(row, outcome),
         "tries": row["try"],
-        "why": sentence(row, fallback),
+        "why": sentence(row, fallback) + wants.why(row),
     }
 
 
@@ -112,6 +115,9 @@ def _candidate(
         "waiting": c["waiting"],
         "inflight": c["inflight"],
         "predicted_ttft_ms": _ms(c["predicted"]),
+        "upper_ttft_ms": _ms(c.get("upper")),
+        "tpot_ms": _ms(c.get("tpot")),
+        "slo_met": wants.keeps(row, i),
         "linear_ms": _ms(seconds),
         "network_factor": round(c["predicted"] / seconds, 4) if seconds else None,
         "out_of_range": c["outside"],
@@ -122,7 +128,7 @@ def _candidate(
     }
 
 
-def _outcome(outcome: dict[str, Any] | None) -> dict[str, Any] | None:
+def _outcome(row: Row, outcome: dict[str, Any] | None) -> dict[str, Any] | None:
     if outcome is None:
         return None
     return {
@@ -133,6 +139,7 @@ def _outcome(outcome: dict[str, Any] | None) -> dict[str, Any] | None:
         "cached_tokens": outcome["cached_tokens"],
         "output_tokens": outcome["output_tokens"],
         "prompt_tokens": outcome["prompt_tokens"],
+        "slo_kept": wants.kept(row, outcome),
     }
 
 
@@ -146,6 +153,8 @@ def _ms(seconds: float | None) -> float | None:
 def _cost(row: Row, i: int) -> float:
     """What orders the candidates: the model's score, else plain physics. Seconds."""
     c = row["candidates"][i]
+    if c["score"] is None and wants.keeps(row, i) is False:
+        return math.inf  # another one keeps the SLO
     return float(c["expected"] if c["score"] is None else c["score"])
 
 

@@ -113,7 +113,7 @@ function detail(decision) {
 
 /** The chosen one first, then as they were scored. */
 const inOrder = (candidates) =>
-  [...candidates].sort((a, b) => b.chosen - a.chosen || (a.score_ms ?? 0) - (b.score_ms ?? 0));
+  [...candidates].sort((a, b) => b.chosen - a.chosen || (a.score_ms ?? Infinity) - (b.score_ms ?? Infinity));
 
 /** The features that matter most here: those that differ most between candidates. */
 function drivers(candidates) {

@@ -229,8 +229,8 @@ cdef class RequestParser(MessageParser):
     cdef double _tighter(self, double seconds, const char* p, Py_ssize_t n) except -1:
         """An SLO with one more field that names it, in milliseconds: the least holds. It is a wish,
         so what is no number is left, and noted; 0 is none."""
-        cdef bytes text = p[:n]
-        if not (n <= SLO_DIGITS and text.replace(b".", b"", 1).isdigit()):
+        cdef bytes text = p[:n].strip(b" \t")
+        if not (len(text) <= SLO_DIGITS and text.replace(b".", b"", 1).isdigit()):
             self.slo_refused = True
             return seconds
         cdef double named = float(text) / 1e3

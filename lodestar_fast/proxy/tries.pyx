@@ -79,7 +79,8 @@ cdef class Tries:
             self._decision = decision
         else:
             self._decision = self.context.router.route(
-                r.prompt, start, 0, r.seed, avoid, r.stream, self.session, tenant=self.tenant
+                r.prompt, start, 0, r.seed, avoid, r.stream, self.session,
+                slo_ttft=self.slo_ttft, slo_tpot=self.slo_tpot, tenant=self.tenant
             )
             self.ticket, self._slot = self._decision.ticket, self._decision.slot
         self._decision_seconds = monotonic() - start
