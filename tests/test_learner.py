@@ -149,7 +149,8 @@ def test_coefficients_are_never_negative(terms: tuple[Term, ...]) -> None:
     rng = np.random.default_rng(3)
     data = physical(rng, 400)
     # The busier, the quicker: what a confounded log can look like.
-    data["ttft"] = 2.0 / (1.0 + 5 * data["x"][:, features.INDEX["queue_seconds"]])
+    quick = data["x"][:, features.INDEX["decode_seconds"]] > 0.15
+    data["ttft"] = np.where(quick, 0.02, 1.0) * data["x"][:, features.INDEX["own_seconds"]]
     assert (fitted(data, terms).theta >= 0.0).all()
 
 
@@ -307,9 +308,10 @@ def test_network_with_garbage_starts_anew_and_nothing_is_published() -> None:
     assert trainer.round() is not None
 
 
-def test_physical_model_with_garbage_starts_anew_and_nothing_is_published() -> None:
+@pytest.mark.parametrize("garbage", [np.nan, 1e9])
+def test_physical_model_with_garbage_starts_anew_and_nothing_is_published(garbage: float) -> None:
     trainer, rng = Trainer(LINEAR, None), np.random.default_rng(12)
-    trainer.linear.b[:] = np.nan
+    trainer.linear.b[:] = garbage
     trainer.add(pack(physical(rng, 60)))
     assert trainer.round() is None
     assert trainer.refusals == 1
