@@ -8,9 +8,9 @@ from lodestar_fast.core.lodestar cimport (
 )
 from lodestar_fast.core.policies cimport Candidates
 
-# Chosen in simulation (bench/README.md). An engine computes prompts in pieces, beside which its
-# answers go on, if slower: the time counts half. With an SLO one's own wait counts a tenth, for it
-# is in time anyway; not at all and all ties would be broken by chance.
+# Chosen in simulation, on the fleets of deploy/objectives.md. An engine computes prompts in pieces,
+# beside which its answers go on, if slower: the time counts half. With an SLO one's own wait counts
+# a tenth, for it is in time anyway; not at all and all ties would be broken by chance.
 cdef double PREFILL_DELAYS = 0.5
 cdef double IN_TIME = 0.1
 
