@@ -1,15 +1,16 @@
 """What another policy would have given, estimated from a log of decisions.
 
-For each decision in the log: r, the measured TTFT of the chosen candidate a; p, the probability
-with which each was to be chosen; pi, that of the other policy, asked about the same candidates; q,
-the predicted TTFT of each (of the model; plain physics where there was none).
+For each decision in the log: r, the reward (rewards.py) of what was measured with the chosen
+candidate a; p, the probability with which each was to be chosen; pi, that of the other policy,
+asked about the same candidates; q, the reward of each candidate's predicted TTFT (of the model;
+plain physics where there was none), with the log's mean time from first token to end after it.
 
     w     = pi(a) / p(a)
     IPS   = mean of w r                                         (Horvitz and Thompson 1952)
     SNIPS = sum of w r / sum of w                               (Swaminathan and Joachims 2015)
     DR    = mean of sum over i of pi(i) q(i) + w (r - q(a))     (Dudik, Langford and Li 2011)
 
-What they estimate: the mean TTFT if each decision *alone* had been the other policy's, in the
+What they estimate: the mean reward if each decision *alone* had been the other policy's, in the
 situations of this log. Had it decided all along, queues and caches would be others; `simulate`
 plays that. Where pi chooses what p never would, the log says nothing, and the answer is a refusal.
 
@@ -27,6 +28,7 @@ from typing import Final, NamedTuple
 
 from lodestar_fast.core.policies import POLICIES
 from lodestar_fast.core.rerun import RERUN, Scene
+from lodestar_fast.decisions.rewards import REWARDS, Measured, Reward
 from lodestar_fast.decisions.schema import Row
 from lodestar_fast.errors import ConfigError
 
@@ -41,7 +43,7 @@ Odds = Callable[[Row], list[float]]
 
 
 class Range(NamedTuple):
-    """Seconds."""
+    """Of a mean reward, in the unit in which it is shown."""
 
     mean: float
     low: float
@@ -61,7 +63,7 @@ class Estimate:
     ips: Range | None = None
     snips: Range | None = None
     dr: Range | None = None
-    logged: Range | None = None  # measured mean of the same decisions
+    logged: Range | None = None  # what the same decisions gave
 
 
 @dataclass
@@ -70,6 +72,12 @@ class Usable:
 
     rows: list[Row] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+
+    def whole(self) -> Usable:
+        """Those whose answers came to their end: one that broke off was not quick."""
+        done = [row for row in self.rows if row["outcome"]["event"] == "done"]
+        more = Counter({"answer broke off": len(self.rows) - len(done)})
+        return Usable(done, self.left_out + more)
 
 
 def usable(rows: Iterable[Row]) -> Usable:
@@ -141,9 +149,35 @@ class _Term(NamedTuple):
     r: float
 
 
-def estimate(log: Usable, name: str) -> Estimate:
+class Judge:
+    """Rewards of what a log measured, and of what was predicted.
+
+    slo: seconds for the first token of requests that asked for none themselves; 0: none.
+    """
+
+    def __init__(self, log: Usable, reward: Reward, slo: float = 0.0) -> None:
+        self._of = reward.of
+        self._slo = slo
+        ends = [row["outcome"] for row in log.rows]
+        after = [end["e2e"] - end["ttft"] for end in ends if end["event"] == "done"]
+        self._after = math.fsum(after) / len(after) if after else 0.0
+
+    def measured(self, row: Row) -> float:
+        outcome = row["outcome"]
+        end = outcome["e2e"] if outcome["event"] == "done" else math.inf
+        return self._of(Measured(outcome["ttft"], end, self._limit(row)))
+
+    def predicted(self, row: Row, ttft: float) -> float:
+        return self._of(Measured(ttft, ttft + self._after, self._limit(row)))
+
+    def _limit(self, row: Row) -> float:
+        return row.get("slo_ttft") or self._slo
+
+
+def estimate(log: Usable, name: str, reward: str = "ttft", slo: float = 0.0) -> Estimate:
     """Raises ConfigError if there is no such policy, or none that a log can tell of."""
     odds = odds_of(name)
+    judge, shown = Judge(log, REWARDS[reward], slo), REWARDS[reward].shown
     out = Estimate(name)
     terms: list[_Term] = []
     missing = unknown = 0.0
@@ -160,7 +194,7 @@ def estimate(log: Usable, name: str) -> Estimate:
         missing += off
         if off:
             continue
-        term, by_model = _term(row, pi)
+        term, by_model = _term(row, pi, judge)
         terms.append(term)
         modelled += by_model
     if not out.decisions:
@@ -184,26 +218,29 @@ def estimate(log: Usable, name: str) -> Estimate:
             f"{LEAST_EFFECTIVE:.0f} are the least"
         )
     else:
-        out.ips = _range(terms, lambda s, n: s.wr / n)
-        out.snips = _range(terms, lambda s, n: s.wr / s.w)
-        out.dr = _range(terms, lambda s, n: s.dr / n)
-        out.logged = _range(terms, lambda s, n: s.r / n)
+        out.ips = _range(terms, lambda s, n: s.wr / n, shown)
+        out.snips = _range(terms, lambda s, n: s.wr / s.w, shown)
+        out.dr = _range(terms, lambda s, n: s.dr / n, shown)
+        out.logged = _range(terms, lambda s, n: s.r / n, shown)
     return out
 
 
-def _term(row: Row, pi: list[float]) -> tuple[_Term, bool]:
-    candidates, a, r = row["candidates"], row["chosen"], row["outcome"]["ttft"]
+def _term(row: Row, pi: list[float], judge: Judge) -> tuple[_Term, bool]:
+    candidates, a, r = row["candidates"], row["chosen"], judge.measured(row)
     q = [c["predicted"] for c in candidates]
     by_model = None not in q
     if not by_model:
         q = [c["expected"] for c in candidates]
+    q = [judge.predicted(row, ttft) for ttft in q]
     w = pi[a] / candidates[a]["odds"]
     direct = math.fsum(p * value for p, value in zip(pi, q, strict=True))
     return _Term(w, w * r, direct + w * (r - q[a]), r), by_model
 
 
-def _range(terms: list[_Term], value: Callable[[_Term, int], float]) -> Range:
-    """An estimate from sums of terms, with its interval."""
+def _range(
+    terms: list[_Term], value: Callable[[_Term, int], float], shown: Callable[[float], float]
+) -> Range:
+    """An estimate from sums of terms, with its interval, as it is shown."""
     n = len(terms)
     bounds = [n * k // PARTS for k in range(PARTS + 1)]
     parts = [_sum(terms[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
@@ -215,7 +252,8 @@ def _range(terms: list[_Term], value: Callable[[_Term, int], float]) -> Range:
     ]
     centre = math.fsum(without) / PARTS
     error = math.sqrt((PARTS - 1) / PARTS * math.fsum((x - centre) ** 2 for x in without))
-    return Range(mean, mean - QUANTILE * error, mean + QUANTILE * error)
+    ends = (shown(mean - QUANTILE * error), shown(mean + QUANTILE * error))
+    return Range(shown(mean), min(ends), max(ends))
 
 
 def _sum(terms: Iterable[_Term]) -> _Term:

@@ -20,6 +20,7 @@ from lodestar_fast.decisions.evaluate import (
 )
 from lodestar_fast.decisions.explain import aligned
 from lodestar_fast.decisions.reading import read_log
+from lodestar_fast.decisions.rewards import REWARDS
 from lodestar_fast.decisions.why import milliseconds
 from lodestar_fast.errors import ConfigError
 
@@ -34,15 +35,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate = verbs.add_parser(
         "evaluate",
         allow_abbrev=False,
-        description="Estimate the mean TTFT of other policies from a log of decisions: inverse "
-        "propensity (IPS), self-normalised (SNIPS) and doubly robust, with 95 % intervals. "
-        "It refuses where the log has no support: decisions must have been made with chance "
-        "in them (canary, random, power_of_two, ties).",
+        description="Estimate the mean TTFT (or another reward) of other policies from a log of "
+        "decisions: inverse propensity (IPS), self-normalised (SNIPS) and doubly robust, with "
+        "95 % intervals. It refuses where the log has no support: decisions must have been made "
+        "with chance in them (canary, random, power_of_two, ties).",
         epilog="Policies that a log can tell of: " + ", ".join(KNOWN) + ". "
         "Exit status 1 if one was refused.",
     )
     evaluate.add_argument("files", nargs="+", metavar="FILE", help="log files, or their folder")
     evaluate.add_argument("--policy", required=True, metavar="A,B", help="policies to estimate")
+    evaluate.add_argument(
+        "--reward", choices=REWARDS, default="ttft", help="what is to be compared (ttft)"
+    )
+    evaluate.add_argument(
+        "--slo-ttft-ms",
+        type=float,
+        metavar="MS",
+        help="for in_time: the limit of requests that had no SLO of their own",
+    )
     evaluate.add_argument("--json", metavar="OUT", help="write the results as JSON")
 
 
@@ -53,42 +63,44 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not Path(args.json).parent.is_dir():
         raise ConfigError(f"--json: no folder {Path(args.json).parent}")
     log = usable(read_log(args.files))
+    if args.reward == "e2e":
+        log = log.whole()
     if not log.rows:
         raise ConfigError(f"no decision to learn from: {_left_out(log) or 'the log is empty'}")
-    estimates = [estimate(log, name) for name in dict.fromkeys(names)]
-    print("\n".join(report(log, estimates)))
+    slo = _limit(args, log)
+    estimates = [estimate(log, name, args.reward, slo) for name in dict.fromkeys(names)]
+    print("\n".join(report(log, estimates, args.reward)))
     if args.json:
         document = {
-            "schema": 1,
+            "schema": 2,
+            "reward": args.reward,
+            "unit": REWARDS[args.reward].what,
             "decisions": len(log.rows),
             "left_out": dict(log.left_out),
-            "policies": [_plain(each) for each in estimates],
+            "policies": [dataclasses.asdict(each) for each in estimates],
         }
         Path(args.json).write_text(json.dumps(document, indent=2) + "\n")
     return int(any(each.refusal for each in estimates))
 
 
-def _plain(each: Estimate) -> dict[str, object]:
-    ms = {
-        name: None if value is None else [1e3 * x for x in value]
-        for name, value in (
-            ("ips_ms", each.ips),
-            ("snips_ms", each.snips),
-            ("dr_ms", each.dr),
-            ("logged_ms", each.logged),
-        )
-    }
-    fields = dataclasses.asdict(each)
-    for name in ("ips", "snips", "dr", "logged"):
-        del fields[name]
-    return fields | ms
+def _limit(args: argparse.Namespace, log: Usable) -> float:
+    """Seconds; 0: none is needed. Raises ConfigError."""
+    if args.slo_ttft_ms is not None and not 0 < args.slo_ttft_ms < 1e9:
+        raise ConfigError(f"--slo-ttft-ms: {args.slo_ttft_ms:g} is no number of milliseconds")
+    if args.reward != "in_time":
+        if args.slo_ttft_ms is not None:
+            raise ConfigError(f"--slo-ttft-ms: reward {args.reward} has no limit; in_time has")
+        return 0.0
+    if args.slo_ttft_ms is None and any(not row.get("slo_ttft") for row in log.rows):
+        raise ConfigError("--reward in_time: some requests had no SLO; --slo-ttft-ms gives theirs")
+    return (args.slo_ttft_ms or 0.0) / 1e3
 
 
 def _left_out(log: Usable) -> str:
     return ", ".join(f"{n:,} {why}" for why, n in log.left_out.most_common())
 
 
-def report(log: Usable, estimates: list[Estimate]) -> list[str]:
+def report(log: Usable, estimates: list[Estimate], reward: str = "ttft") -> list[str]:
     """The answer as text."""
     made = sorted({f"{row['policy']} ({row['mode']})".removesuffix(" ()") for row in log.rows})
     measured = math.fsum(row["outcome"]["ttft"] for row in log.rows) / len(log.rows)
@@ -115,7 +127,8 @@ def report(log: Usable, estimates: list[Estimate]) -> list[str]:
         lines += aligned(rows, right={1, 2, 3, 4, 5, 6, 7})
         lines += [
             "",
-            "Mean TTFT in ms, 95 % intervals; measured: of the same decisions as they were made;",
+            f"{REWARDS[reward].what[0].upper()}{REWARDS[reward].what[1:]}, with 95 % intervals;",
+            "measured: of the same decisions as they were made;",
             f"worth: effective sample size; model: share with its predictions; {PARTS} parts.",
             CAVEAT,
         ]
@@ -125,4 +138,4 @@ def report(log: Usable, estimates: list[Estimate]) -> list[str]:
 
 def _text(value: Range | None) -> str:
     assert value is not None
-    return f"{1e3 * value.mean:,.1f} ({1e3 * value.low:,.1f}-{1e3 * value.high:,.1f})"
+    return f"{value.mean:,.1f} ({value.low:,.1f}-{value.high:,.1f})"
