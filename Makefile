@@ -53,7 +53,7 @@ REAL_MODEL ?= $(REAL_VENV)/model
 
 test-real: $(VENV)/.dev
 	$(BIN)/python tests/real/install.py $(REAL_VENV) $(REAL_MODEL)
-	REAL_VENV=$(REAL_VENV) REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest tests/real/real_*.py --timeout=900 $(ARGS)
+	REAL_VENV=$(REAL_VENV) REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest tests/real/real_*.py --timeout=1800 $(ARGS)
 
 # Fuzz, leaks, rolling restarts, overload, crowds, two million requests: half an hour, with figures.
 soak: $(VENV)/.dev

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from tests.fake_engine import free_port
 
-START = 300.0  # seconds an engine may take to be healthy; 26 to 53 on two cores
+START = 600.0  # seconds an engine may take to be healthy; 26 to 53 on two cores
 
 
 def get(url: str) -> str:
@@ -90,13 +90,16 @@ class Engine(Server):
 
     def running(self) -> float:
         """Requests that it says it runs."""
-        page = get(self.url + "/metrics")
-        values = [
-            line.rpartition(" ")[2]
-            for line in page.splitlines()
-            if line.startswith("vllm:num_requests_running{")
-        ]
-        return sum(map(float, values))
+        return self._sum("vllm:num_requests_running{")
+
+    def generated(self) -> float:
+        """Tokens that it has generated."""
+        return self._sum("vllm:generation_tokens_total{")
+
+    def _sum(self, start: str) -> float:
+        """Over the series of its metrics that begin so."""
+        lines = get(self.url + "/metrics").splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(start))
 
 
 class Transformers(Server):
