@@ -180,7 +180,10 @@ def test_what_the_router_adds(
 ) -> None:
     """The same engine, the same cached prompt, one request at a time: through the router,
     directly, and directly once more, which shows what such a difference is worth. In each round
-    the three come in another order, on kept connections, through a client as thin as can be."""
+    the three come in another order, on kept connections, through a client as thin as can be.
+
+    The router holds the head of an answer back until the first token, so that until then another
+    engine can be tried: what the client does with a head is part of the difference."""
 
     async def main(url: str) -> None:
         body = {"model": "tiny", "prompt": words("adds", 100), "max_tokens": 2, "stream": True}
