@@ -51,7 +51,8 @@ def block(cells: Sequence[Cell], store: Store, quick: bool) -> str:
             rows.append([label, *(f"**{t}**" if bold else t for t in texts)])
     span = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     intro = (
-        f"Simulated engines, {span} seeds of {shown[0].seconds:.0f} s, the model learning from "
+        f"Simulated engines, {span} {'seed' if span == '1' else 'seeds'} of "
+        f"{shown[0].seconds:.0f} s, the model learning from "
         "cold in each; the first tenth is not counted. The load is 90 % of what a clairvoyant "
         "router keeps up with. `expected_completion` is told each GPU's true coefficients."
     )
@@ -73,23 +74,24 @@ def _filled(text: str) -> str:
 
 def _sentence(found: Findings, command: str) -> str:
     """Over all headline cells."""
-    texts = []
+    texts, intervals = [], False
     for rival, name in (
         (PREFIX, f"`{PREFIX}`"),
         (PUBLISHED, f"`{PUBLISHED}` (the paper's system)"),
         (BEST, "the best heuristic of each cell in hindsight"),
     ):
         if mean := found.geometric(rival):
+            intervals |= mean.low < mean.high
             texts.append(f"{times(mean)} times as fast as {name}")
-    lost = [
-        f"`{c.cell.name}` ({c.mean.value:.2f})"
-        for c in found.comparisons(BEST)
-        if c.verdict == "lost"
-    ]
+    compared = found.comparisons(BEST)
+    lost = [f"`{c.cell.name}` ({c.mean.value:.2f})" for c in compared if c.verdict == "lost"]
+    least = min(compared, key=lambda c: c.mean.value, default=None)
+    outcome = f"Lost to that: {', '.join(lost)}." if lost else "No cell is certainly lost to that"
+    if not lost:  # with a seed or two hardly anything is certain
+        outcome += f"; the least is {least.mean.value:.2f}, `{least.cell.name}`." if least else "."
     return (
-        f"[`{command}`](bench/paper/README.md), {len(found.headline)} cells, geometric means with "
-        f"95 % intervals: {', '.join(texts)}. "
-        + (f"Lost to that: {', '.join(lost)}." if lost else "No cell is lost to that.")
+        f"[`{command}`](bench/paper/README.md), {len(found.headline)} cells, geometric means"
+        f"{' with 95 % intervals' * intervals}: {', '.join(texts)}. {outcome}"
     )
 
 

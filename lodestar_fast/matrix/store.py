@@ -106,13 +106,14 @@ class Store:
         return file
 
     def fold(self) -> None:
-        """All rows into the compact file."""
+        """All rows into the compact file. Not while another process writes: its rows would go."""
         rows: list[Kept] = [self.capacities[key] for key in sorted(self.capacities)]
         rows += [self.rows[key] for key in sorted(self.rows)]
         rows += [self.draws[seed] for seed in sorted(self.draws)]
         aside = self.path.with_name(self.path.name + ".tmp")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._file is None:
+                self._file = self._open()
             aside.write_bytes(gzip.compress(b"".join(map(_line, rows)), 9, mtime=0))
             os.replace(aside, self.path)
             self._new.unlink(missing_ok=True)
