@@ -167,7 +167,10 @@ class Findings:
         if not cells:
             return None
         logs = [self.logs(cell, self.other(cell, name) or "", value) for cell in cells]
-        return over_cells(logs, [cell.saturated for cell in cells]).exp()
+        mean = over_cells(logs, [cell.saturated for cell in cells]).exp()
+        # A cell with one seed would be entered as if it had no spread.
+        single = any(len(some) < 2 for some in logs)
+        return Interval(mean.value, math.nan, math.nan) if single else mean
 
     def closed_gap(self, name: str) -> float | None:
         """Over the headline cells, in logarithms: what ours wins of what the clairvoyant wins."""
