@@ -51,7 +51,7 @@ def test_weights_go_out_and_in(tmp_path: Path) -> None:
             assert code == 0 and "version 7 is in use, frozen" in said
             code, said = await program("show", *to, *key)
             assert code == 0 and "7, frozen" in said and "in use" in said
-            assert "queue_seconds: time to compute the uncached tokens" in said
+            assert "queue_seconds: time to compute what was dispatched before" in said
             code, said = await program("export", str(copy), *to, *key)
             assert code == 0 and copy.read_bytes() == file.read_bytes()
             code, said = await program("export", str(copy), *to, *key)
