@@ -20,25 +20,16 @@ from lodestar_fast.sim.jobs import make_jobs
 from lodestar_fast.sim.run import Simulation
 from lodestar_fast.sim.workload import read_trace
 from lodestar_fast.simulate.plan import TRACE
+from tests import batches
 
 FIRST_TOKEN, DONE, FAILED, ABANDONED = 0, 3, 4, 5
 
 
 def samples(n: int, seed: int = 0, **columns: Any) -> NDArray[Any]:
     """n rows of random features, one each 0.1 s; columns: of the sample or of the features."""
-    draw = np.random.default_rng(seed)
-    rows = np.zeros(n, features.sample_dtype())
-    rows["x"] = draw.uniform(0, 1, rows["x"].shape)
-    rows["x"][:, features.INDEX["base"]] = 1
-    rows["dispatched"] = np.arange(n) * 0.1
-    for name in ("ttft", "e2e", "tpot", "predicted"):
-        rows[name] = np.nan
-    for name, values in columns.items():
-        if name in features.INDEX:
-            rows["x"][:, features.INDEX[name]] = values
-        else:
-            rows[name] = values
-    return rows
+    drawn = np.random.default_rng(seed).uniform(0, 1, (n, features.WIDTH))
+    values = {name: drawn[:, i] for name, i in features.INDEX.items()}
+    return batches.rows(n, **values | {"base": 1.0, "dispatched": np.arange(n) * 0.1} | columns)
 
 
 @pytest.mark.parametrize("fleet", ["4xa30", "2xa30+1xl20+1xh100"])

@@ -66,9 +66,10 @@ cdef class Aims:
         cdef double over, unit = c.r.slo_ttft if c.r.slo_ttft > 0 else c.r.slo_tpot
         cdef Py_ssize_t i
         for i in range(c.n):
-            some = some or self.over(c, i) <= 1
+            self.score[i] = self.over(c, i)
+            some = some or self.score[i] <= 1
         for i in range(c.n):
-            over = self.over(c, i)
+            over = self.score[i]
             if not some:
                 self.score[i] = over * unit + self.plain[i] - seconds[i]
             elif over > 1:

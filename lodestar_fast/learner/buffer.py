@@ -39,6 +39,14 @@ MAX_TTFT = 3600.0  # seconds; request_timeout's default, beyond it a measurement
 MAX_FEATURE = 1e6  # rows are scaled to about 1 in size; a million is no measurement either
 
 
+def plausible(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each row of a batch could be: finite numbers about 1 in size, and a base."""
+    x = rows["x"]
+    out: NDArray[np.bool_] = np.isfinite(rows["dispatched"])
+    out &= (np.abs(x) <= MAX_FEATURE).all(axis=1) & (x[:, features.INDEX["base"]] == 1.0)
+    return out
+
+
 class Archive(Protocol):
     """Which of the rows that the ring gives up are worth keeping, and in place of which others."""
 
@@ -110,13 +118,11 @@ class Buffer:
     def add(self, batch: bytes) -> int:
         """Take a batch; return how many first tokens it held. Raises BlobError."""
         rows = decode(batch)
-        x, ttft, dispatched = rows["x"], rows["ttft"], rows["dispatched"]
-        event = rows["event"]
+        event, ttft, dispatched = rows["event"], rows["ttft"], rows["dispatched"]
         first, given_up = event == FIRST_TOKEN, np.isin(event, GIVEN_UP)
         done, failed = event == DONE, event == FAILED
         waited = given_up & ~np.isnan(ttft)
-        sane = (first | given_up | done | failed) & np.isfinite(dispatched)
-        sane &= (np.abs(x) <= MAX_FEATURE).all(axis=1) & (x[:, features.INDEX["base"]] == 1.0)
+        sane = (first | given_up | done | failed) & plausible(rows)
         sane &= ~(first | waited) | ((ttft >= 0.0) & (ttft < MAX_TTFT))
         kinds = (first, done, failed, waited, given_up & ~waited)
         for kind, which in zip(KINDS, (*(k & sane for k in kinds), ~sane), strict=True):

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from lodestar_fast import features
 from lodestar_fast.errors import BlobError
 from lodestar_fast.learner import export, reward
-from lodestar_fast.learner.buffer import ABANDONED, DONE, FIRST_TOKEN, MAX_FEATURE, TIMEOUT
+from lodestar_fast.learner.buffer import ABANDONED, DONE, FIRST_TOKEN, TIMEOUT, plausible
 from lodestar_fast.learner.linear import LinearModel, Term
 
 Rows = NDArray[np.float32]
@@ -113,9 +113,7 @@ class Heads:
 
     def add(self, rows: NDArray[Any]) -> None:
         """Rows of features.sample_dtype(), in the order in which they came."""
-        x = rows["x"]
-        sane = (np.abs(x) <= MAX_FEATURE).all(axis=1) & np.isfinite(rows["dispatched"])
-        rows = rows[sane & (x[:, features.INDEX["base"]] == 1.0)]
+        rows = rows[plausible(rows)]
         self._first_tokens(rows)
         self._answers(rows[rows["event"] == DONE])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.engines import Engine, Router
+from tests.real.engines import Engine, Router, started
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +30,8 @@ def engines(
 ) -> Iterator[list[Engine]]:
     logs = tmp_path_factory.mktemp("logs")
     both = [Engine(venv, model, core, logs / f"engine{core}.log") for core in range(2)]
-    try:
-        for engine in both:
-            engine.wait()
-        yield both
-    finally:
-        for engine in both:
-            engine.kill()
+    with started(both) as engines:
+        yield engines
 
 
 @pytest.fixture

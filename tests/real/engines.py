@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from tests.fake_engine import free_port
 
@@ -117,6 +118,21 @@ class Transformers(Server):
         ]
         env = {"HF_HOME": str(log.with_suffix(".none")), "OMP_NUM_THREADS": "1"}
         super().__init__(command, env, port, log)
+
+
+S = TypeVar("S", bound=Server)
+
+
+@contextlib.contextmanager
+def started(engines: list[S]) -> Iterator[list[S]]:
+    """All of them once they answer; ended with the block."""
+    try:
+        for engine in engines:
+            engine.wait()
+        yield engines
+    finally:
+        for engine in engines:
+            engine.kill()
 
 
 class Router:

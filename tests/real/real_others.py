@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from openai import APIStatusError, AsyncOpenAI
 
-from tests.real.engines import Router, Transformers
+from tests.real.engines import Router, Transformers, started
 
 TOKENS = 8
 
@@ -25,13 +25,8 @@ def engines(
 ) -> Iterator[list[Transformers]]:
     logs = tmp_path_factory.mktemp("logs")
     both = [Transformers(venv, model, logs / f"transformers{i}.log") for i in range(2)]
-    try:
-        for engine in both:
-            engine.wait()
-        yield both
-    finally:
-        for engine in both:
-            engine.kill()
+    with started(both) as engines:
+        yield engines
 
 
 @pytest.fixture
