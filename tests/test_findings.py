@@ -10,6 +10,7 @@ from lodestar_fast.matrix.findings import BEST, Findings, p99_ttft, settled
 from lodestar_fast.matrix.goals import goals
 from lodestar_fast.matrix.statistics import Interval
 from lodestar_fast.matrix.tables import every, times
+from lodestar_fast.matrix.workloads import Workload
 from tests.matrix_rows import cell, row
 
 TENS = [100.0] * 12
@@ -181,3 +182,27 @@ def test_every_table_says_the_same_as_its_rows() -> None:
     assert dict((a, c) for a, _, c in tables["Goals"].rows)["cells lost to best heuristic"] == (
         "0 of 1"
     )
+
+
+def test_goals_of_changed_cells_of_overload_and_of_large_fleets() -> None:
+    surge = Workload("conversation", surge=(10.0, 20.0, 1.4))
+    cells = [
+        cell("a", load=0.97),
+        cell("kept", block="robustness", base="a"),
+        cell("short", block="robustness", base="a"),
+        cell("over", block="robustness", base="a", work=surge),
+        cell("many", block="scale"),
+    ]
+    rows = []
+    # A margin of 1.44 over prefix_cache: 1.275 would be two thirds of it, and 1 % less will do.
+    theirs = {"a": 144.0, "kept": 127.0, "short": 125.0, "over": 90.0, "many": 170.0}
+    for name, mean in theirs.items():
+        rows += [row("lodestar", 1, 100, name=name), row("prefix_cache", 1, mean, name=name)]
+    rows.append(row("oracle", 1, 80, name="a"))
+    table = {name: text for name, _, text in goals(Findings(cells, rows)).rows}
+    assert table["at 97 % of saturation, mean TTFT over the clairvoyant's"] == "1.25 (a)"
+    lose = "changed cells that lose over a third of the margin over prefix_cache"
+    assert table[lose] == "2: short (1.25, was 1.44), over (0.90, was 1.44) of 3"
+    assert "changed cells that lose over a third of the margin over lodestar-paper" not in table
+    assert table["in overload, mean TTFT over the best heuristic's"] == "1.11 (over)"
+    assert table["many: against prefix_cache, lodestar-paper, best heuristic"] == "1.70 / - / 1.70"

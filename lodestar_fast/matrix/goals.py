@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from lodestar_fast.matrix.cells import FALLBACK, OURS, PUBLISHED
-from lodestar_fast.matrix.findings import BEST, Findings, mean_tpot, p99_ttft, settled
+import math
+
+from lodestar_fast.matrix.cells import CLAIRVOYANT, FALLBACK, OURS, PUBLISHED
+from lodestar_fast.matrix.findings import BEST, LOST, Findings, mean_tpot, p99_ttft, settled
 from lodestar_fast.matrix.tables import NONE, PREFIX, Table, seconds, share, times
+
+KEPT = 2 / 3  # of a margin, in logarithms, that a change of the cell may leave
 
 
 def goals(found: Findings) -> Table:
@@ -29,7 +33,7 @@ def goals(found: Findings) -> Table:
     for rival, goal in ((PREFIX, "92 %"), (BEST, "50 %")):
         gap = share(found.closed_gap(rival))
         rows.append((f"of what the clairvoyant gains over {rival}", goal, gap))
-    rows += [*_service(found), *_course(found)]
+    rows += [*_saturated(found), *_service(found), *_course(found), *_elsewhere(found)]
     runs, fallen, worst = found.collapses()
     rows.append(
         (
@@ -54,6 +58,50 @@ def goals(found: Findings) -> Table:
         "cells."
     )
     return Table("Goals", ("claim", "goal", "measured"), rows, note, prose=True)
+
+
+def _saturated(found: Findings) -> list[tuple[str, str, str]]:
+    """What is left to gain where the queues are longest."""
+    texts = []
+    for cell in found.headline:
+        left = found.compare(cell, CLAIRVOYANT) if cell.saturated else None
+        if left:
+            texts.append(f"{1 / left.mean.value:.2f} ({cell.name})")
+    if not texts:
+        return []
+    return [("at 97 % of saturation, mean TTFT over the clairvoyant's", "1.4", ", ".join(texts))]
+
+
+def _elsewhere(found: Findings) -> list[tuple[str, str, str]]:
+    """Robustness cells, overload, and large fleets."""
+    by_name = {cell.name: cell for cell in found.cells}
+    rows: list[tuple[str, str, str]] = []
+    changed = [cell for cell in found.cells if cell.base in by_name]
+    for rival in (PREFIX, PUBLISHED, BEST):
+        kept, short = 0, []
+        for cell in changed:
+            here, there = (found.compare(c, rival) for c in (cell, by_name[cell.base]))
+            if here is None or there is None:
+                continue
+            enough = KEPT * math.log(there.mean.value) - math.log(LOST)
+            if math.log(here.mean.value) >= enough:
+                kept += 1
+            else:
+                short.append(f"{cell.name} ({here.mean.value:.2f}, was {there.mean.value:.2f})")
+        if kept or short:
+            name = f"changed cells that lose over a third of the margin over {rival}"
+            rows.append((name, "0", f"{_listed(short)} of {kept + len(short)}"))
+    overload = [c for cell in changed if cell.work.surge and (c := found.compare(cell, BEST))]
+    if overload:
+        text = ", ".join(f"{1 / c.mean.value:.2f} ({c.cell.name})" for c in overload)
+        rows.append(("in overload, mean TTFT over the best heuristic's", "1.1", text))
+    for cell in found.cells:
+        if cell.block == "scale":
+            compared = [found.compare(cell, rival) for rival in (PREFIX, PUBLISHED, BEST)]
+            text = " / ".join(times(c.mean if c else None) for c in compared)
+            name = f"{cell.name}: against {PREFIX}, {PUBLISHED}, best heuristic"
+            rows.append((name, "1.7 / 1.25 / 1.06", text))
+    return rows
 
 
 def _service(found: Findings) -> list[tuple[str, str, str]]:
