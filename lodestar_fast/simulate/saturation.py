@@ -2,13 +2,15 @@
 
 The highest Poisson rate at which the clairvoyant greedy router keeps up: in the last third of a run
 99 % as many requests end as arrive, but for what chance does to such a count. No policy can be
-expected to stand more, and the number does not depend on those that are compared. Where a queue has become so long that a tenth of the requests
-see no first token within a patience of ten times what is usual and ten seconds, the rate is too
-much without further ado, for the clairvoyant would have to look ever further ahead.
+expected to stand more, and the number does not depend on those that are compared. Where a queue has
+become so long that a tenth of the requests see no first token within a patience of ten times what
+is usual and ten seconds, the rate is too much without further ado, for the clairvoyant would have
+to look ever further ahead.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean
@@ -81,7 +83,7 @@ def keeps_up(plan: Plan, seed: int, rate: float) -> bool:
     # that vary about as Poisson's do, so that one burst before the end is not taken for a trend.
     before = sum(o.arrival < start and not o.arrival + o.e2e < start for o in served)
     under_way = 2 * before + arrived - ended
-    return arrived - ended <= (1 - KEEPS_UP) * arrived + CHANCE * under_way**0.5
+    return arrived - ended <= (1 - KEEPS_UP) * arrived + CHANCE * math.sqrt(under_way)
 
 
 def saturation(plan: Plan, seed: int, note: Callable[[str], None]) -> float:
