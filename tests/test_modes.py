@@ -14,7 +14,7 @@ from lodestar_fast import features
 from lodestar_fast.core import Candidates, Event, Policy, Reason, Router
 from lodestar_fast.core.evidence import Evidence
 from lodestar_fast.core.modes import Guarded
-from lodestar_fast.core.policies import Lmetric, Lodestar
+from lodestar_fast.core.policies import LeastRequest, Lmetric, Lodestar, RoundRobin
 from lodestar_fast.errors import BlobError
 from lodestar_fast.watchdog import MOST_REGRET
 from tests import batches
@@ -35,9 +35,13 @@ def reasons(router: Router) -> dict[str, int]:
 # -- one decides, the other is only asked --
 
 
-def test_with_all_the_share_it_is_the_learned_policy_number_for_number() -> None:
+@pytest.mark.parametrize("fallback", [Lmetric, RoundRobin, LeastRequest])
+def test_with_all_the_share_it_is_the_learned_policy_number_for_number(
+    fallback: type[Policy],
+) -> None:
     alone = drive(make_router(weighted([16, 16]), 5, kv_tokens=50_000, seed=3), 600)
-    assert drive(make_router(guarded(), 5, kv_tokens=50_000, seed=3), 600) == alone
+    policy = Guarded(weighted([16, 16]), fallback())
+    assert drive(make_router(policy, 5, kv_tokens=50_000, seed=3), 600) == alone
 
 
 @pytest.mark.parametrize("reason", [Reason.SHADOW, Reason.DEMOTED])

@@ -151,7 +151,10 @@ cdef class Lodestar(Policy):
             if c.scores != NULL:
                 c.scores[0] = self.score(c, 0)
             return 0
-        fallback = pick_lmetric(c)
+        if c.lmetric_known:
+            fallback, c.r.rng = c.lmetric, c.lmetric_rng
+        else:
+            fallback = pick_lmetric(c)
         c.fallback = fallback
         if c.scores != NULL:
             c.even_odds(fallback)

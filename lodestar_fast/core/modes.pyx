@@ -18,6 +18,7 @@ from libc.math cimport NAN, log
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
+from lodestar_fast.core.costs cimport Lmetric
 from lodestar_fast.core.lodestar cimport (
     LS_ABSURD, LS_COLD, LS_ERROR, LS_HEURISTIC, LS_ONLY_ONE, LS_REASONS, ls_candidate, ls_router,
     ls_router_prompt_key,
@@ -47,6 +48,7 @@ cdef class Guarded(Policy):
 
     def __cinit__(self, Policy learned not None, Policy fallback not None):
         self.learned, self.fallback = learned, fallback
+        self.on_lmetric = type(fallback) is Lmetric
         self.share, self.asks, self.reason_else = 1, True, LS_HEURISTIC
         self.last_error = self.mode_name = ""
         self.sides = <uint64_t *>PyMem_Calloc(SIDES, sizeof(uint64_t))
@@ -93,7 +95,9 @@ cdef class Guarded(Policy):
         rng = c.r.rng
         c.r.rng = start
         cdef bint mine = self.on_learned_side(c.r)
+        c.lmetric_known, c.lmetric, c.lmetric_rng = self.on_lmetric, safe, rng
         choice = self.ask(c)
+        c.lmetric_known = False
         c.fallback = safe
         if choice < 0:
             self.raised += (1 - self.raised) * FADE

@@ -31,6 +31,11 @@ cdef class Candidates:
     cdef const float *upper
     cdef const float *tpot
     cdef bint e2e                  # the objective then, if there is no SLO
+    # Set while Guarded asks the learned policy, if LMETRIC was asked before: its choice, and the
+    # state of the random numbers behind it. Asked again it would choose the same.
+    cdef bint lmetric_known
+    cdef Py_ssize_t lmetric
+    cdef uint64_t lmetric_rng
 
     cdef void begin(self) noexcept
     cdef void note(self, Best *best, Py_ssize_t i, double score) noexcept
