@@ -6,7 +6,7 @@ from lodestar_fast.core.policies cimport Candidates, Policy
 
 cdef class Guarded(Policy):
     cdef readonly Policy learned, fallback
-    cdef bint on_lmetric             # `fallback` is LMETRIC, which `learned` then need not ask again
+    cdef bint on_lmetric             # `fallback` is LMETRIC: `learned` need not ask it again
     cdef readonly double share       # of the requests that `learned` decides, 0..1
     cdef int reason_else             # an ls_reason: why `fallback` decides the others
     cdef bint asks                   # whether `learned` is asked at all
