@@ -212,6 +212,7 @@ struct ls_instance {
     struct ls_ring ttft, prefill_rate, inter_token; /* seconds, tokens per second, seconds */
     double reported_at, running, waiting, kv_usage;
     struct ls_hist ttft_hist;
+    double price;                          /* of an hour, in whatever unit; 0: nobody said */
     uint64_t decisions, finals[LS_EVENTS]; /* finals: by event, DONE to TIMEOUT */
 };
 
@@ -222,11 +223,12 @@ struct ls_sample {
     float ttft, e2e, tpot, predicted, propensity; /* NaN where not known */
     float reference; /* TTFT by plain physics of what the fallback would choose, or NaN */
     uint32_t prompt_tokens, output_tokens, cached_tokens, hit_tokens, weights_version;
-    uint32_t tenant; /* who asked, hashed under the router's key; 0: nobody says */
+    uint32_t tenant; /* who asked: an odd hash, under the router's key; 0: nobody says */
     uint16_t slot;
     uint8_t reason, event;
 };
 #define LS_UNKNOWN 0xFFFFFFFFu /* cached_tokens that nobody told */
+#define LS_VERIFIED 2u         /* a tenant: the operator, whom no client can pass for */
 #define LS_SAMPLE_MAGIC 0x4C53534Du
 #define LS_SAMPLE_FORMAT 2u
 #define LS_SAMPLE_HEADER 24 /* u32 magic, u32 format, u64 schema, u32 rows, u32 row bytes */
@@ -241,6 +243,7 @@ struct ls_request {
     const void *prompt, *seed;
     size_t prompt_bytes, seed_bytes;
     uint32_t prompt_tokens; /* 0: estimated from the bytes */
+    uint32_t most_tokens;   /* of the answer; 0: nobody said */
     int streaming;          /* else no first token will be seen */
 };
 
@@ -296,6 +299,7 @@ struct ls_router {
     uint32_t tenant;  /* likewise for who asked: no one may teach the learner too much */
     float reference;  /* for the sample; a policy may set it, NaN before */
     float slo_ttft, slo_tpot; /* what the request asks for, seconds; 0: nothing */
+    uint8_t promised;         /* it asked itself: the SLO is not only the router's default */
     uint8_t slo_told;         /* ls_slo: what was predicted of the choice */
     struct ls_candidate *candidates;
     float *rows; /* n rows of LS_WIDTH */

@@ -125,7 +125,9 @@ struct ls_record *ls_record_keep(struct ls_router *r, const struct ls_thought *t
     record->slo_ttft = r->slo_ttft;
     record->slo_tpot = r->slo_tpot;
     record->slo_told = r->slo_told;
-    record->e2e = t->e2e;
+    record->objective = t->objective;
+    record->priced = t->priced;
+    record->answer = t->answer;
     int known = records->errors >= LS_ERRORS_LEAST;
     record->low = known ? (float)records->low : NAN;
     record->high = known ? (float)records->high : NAN;
@@ -143,6 +145,7 @@ struct ls_record *ls_record_keep(struct ls_router *r, const struct ls_thought *t
         to->odds = t->odds[i];
         to->upper = t->upper ? t->upper[i] : NAN;
         to->tpot = t->tpot ? t->tpot[i] : NAN;
+        to->price = t->priced ? (float)r->instances[to->seen.slot].price : NAN;
         to->outside = t->outside ? t->outside[i] : 0;
         memcpy(to->x, r->rows + (size_t)i * LS_WIDTH, sizeof to->x);
         if (i == chosen) record->chosen = (uint8_t)k;

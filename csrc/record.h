@@ -17,6 +17,9 @@
 #define LS_MARK_BLOCKS 4    /* blocks from one mark to the next: 64 tokens */
 #define LS_NO_ROW 0xFFu
 
+/* What a policy makes small. */
+enum ls_objective { LS_TTFT, LS_TTFT_TPOT, LS_E2E };
+
 /* What a policy thought, by candidate; NULL or NaN where it thought nothing. */
 struct ls_thought {
     const float *seconds, *odds; /* predicted TTFT; probability of being chosen, NaN: not known */
@@ -26,13 +29,15 @@ struct ls_thought {
     int64_t fallback;            /* the candidate that the heuristic would take; -1: none */
     float margin;                /* by which the best score must be better than the fallback's */
     const float *upper, *tpot;   /* of requests that want more than an early first token */
-    uint8_t e2e;                 /* the objective, if no SLO goes before it */
+    uint8_t objective;           /* ls_objective, of what no SLO goes before */
+    uint8_t priced;              /* prices count */
+    float answer;                /* tokens expected of it; 0: not known, or not asked */
 };
 
 struct ls_recorded {
     struct ls_candidate seen;
-    uint32_t epoch; /* of the slot's tenant */
-    float predicted, score, odds, upper, tpot;
+    uint32_t epoch;                                   /* of the slot's tenant */
+    float predicted, score, odds, upper, tpot, price; /* price: NaN where it does not count */
     uint32_t outside;
     float x[LS_WIDTH];
 };
@@ -54,9 +59,10 @@ struct ls_record {
     struct ls_outcome outcome;
     float slo_ttft, slo_tpot;           /* asked for, seconds; 0: nothing */
     float predicted, margin, low, high; /* low, high: of the log error, NaN: not known yet */
+    float answer;                       /* as ls_thought */
     uint32_t version, prompt_tokens, prompt_bytes, total, n, marks;
     uint8_t reason, streaming, chosen, fallback, best, hit; /* rows, or LS_NO_ROW */
-    uint8_t slo_told, e2e;
+    uint8_t slo_told, objective, priced;
     uint8_t learned; /* a model was asked: linear, predicted and score mean something */
     float linear[LS_WIDTH];
     struct ls_recorded rows[LS_RECORD_ROWS];

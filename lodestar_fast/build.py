@@ -45,7 +45,12 @@ def make_policy(config: RoutingConfig) -> Policy:
         raise ConfigError(f"routing.mode (--mode): {e}") from None
     if config.policy != LEARNED:
         return POLICIES[config.policy]()
-    return Guarded(Lodestar(objective=config.objective), POLICIES[FALLBACK]())
+    learned = Lodestar(
+        objective=config.objective,
+        tpot_weight=config.tpot_weight,
+        price_weight=config.price_weight,
+    )
+    return Guarded(learned, POLICIES[FALLBACK]())
 
 
 def index_key(folder: str) -> bytes:
@@ -102,6 +107,8 @@ def make_router(config: Config) -> Router:
             max_tickets=max(TICKETS, config.limits.max_concurrent_requests),
             decisions=kept_decisions(config),
             prefix_marks=config.decisions.decision_log,
+            slo_ttft=routing.slo_ttft_ms / 1e3,
+            slo_tpot=routing.slo_tpot_ms / 1e3,
             seed=routing.seed,
             key=index_key(config.serve.state_dir),
         )

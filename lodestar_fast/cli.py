@@ -50,7 +50,8 @@ def _metavar(option: Option) -> str:
         return "|".join(values)
     named = {bool: "true|false", int: "N", float: "S"}
     if isinstance(option.default, list):
-        return "URL" if option.name.endswith("urls") else "NAME"
+        listed = {"worker_urls": "URL", "engine_prices": "URL=PRICE"}
+        return listed.get(option.name, "NAME")
     return named.get(type(option.default), option.name.rpartition("_")[2].upper())
 
 
@@ -193,6 +194,7 @@ def _check_config(args: argparse.Namespace) -> int:
     import msgspec
 
     from lodestar_fast import build
+    from lodestar_fast.proxy import prices
     from lodestar_fast.proxy.discovery.watching import sources
     from lodestar_fast.proxy.reload import parse_urls, read_all_keys
 
@@ -200,6 +202,7 @@ def _check_config(args: argparse.Namespace) -> int:
     parse_urls(config.fleet.worker_urls)
     read_all_keys(config)
     sources(config.discovery)
+    prices.check(config)
     tree = msgspec.to_builtins(config)
     print(json.dumps(tree, indent=2) if args.json else _toml(tree), end="\n" if args.json else "")
     return 0

@@ -44,6 +44,10 @@ class ServeConfig(_Section, frozen=True):
     forward_client_key: Annotated[
         bool, _doc("pass a client's Authorization on to engines though api_key_file is set")
     ] = False
+    verified_key_file: Annotated[
+        str,
+        _doc("keys of tenants, one a line, that are the operator's: their requests are control"),
+    ] = ""
     admin_key_file: Annotated[str, _doc("one admin key a line; empty: loopback only")] = ""
     drain_grace: Annotated[Seconds, _doc("seconds that requests may still take after SIGTERM")] = (
         30.0
@@ -70,6 +74,12 @@ class FleetConfig(_Section, frozen=True):
     engine_api_key_file: Annotated[
         str, _doc("the engines' own key, for checks and requests; empty: they have none")
     ] = ""
+    engine_prices: Annotated[
+        list[str],
+        _doc(
+            "what an hour of an engine costs, URL=PRICE; * is any text, the first that fits holds"
+        ),
+    ] = []
     health_check_interval: Annotated[Seconds, _doc("seconds between health checks")] = 1.0
     health_check_timeout: Annotated[Seconds, _doc("seconds a health check may take")] = 5.0
     health_failures: Annotated[
@@ -134,9 +144,32 @@ class RoutingConfig(_Section, frozen=True):
         str, _doc("off | shadow | canary:P | on: how much the learned policy decides")
     ] = "on"
     objective: Annotated[
-        Literal["ttft", "e2e"],
-        _doc("what policy lodestar makes small: the time to the first token, or to the last one"),
+        Literal["ttft", "ttft+tpot", "e2e"],
+        _doc(
+            "what policy lodestar makes small: the time to the first token, to the last one (e2e), "
+            "or the first one's and tpot_weight of what follows"
+        ),
     ] = "ttft"
+    tpot_weight: Annotated[
+        float,
+        Meta(ge=0, le=1000),
+        _doc("seconds to the first token that a second between it and the last one is worth"),
+    ] = 0.3
+    slo_ttft_ms: Annotated[
+        float,
+        Meta(ge=0, le=1e9),
+        _doc("SLO of requests that name none: milliseconds to the first token; 0: none"),
+    ] = 0.0
+    slo_tpot_ms: Annotated[
+        float,
+        Meta(ge=0, le=1e9),
+        _doc("SLO of requests that name none: milliseconds for each further token; 0: none"),
+    ] = 0.0
+    price_weight: Annotated[
+        float,
+        Meta(ge=0, le=1e6),
+        _doc("seconds of waiting that a second of an engine of price 1 is worth; 0: any price"),
+    ] = 0.0
     watchdog: Annotated[bool, _doc("take the learned policy off while it does harm")] = True
     watchdog_hold: Annotated[
         Seconds, _doc("seconds that it is off at least; doubled from time to time")

@@ -15,6 +15,7 @@ class FakeRouter:
     def __init__(self, places: int = 8) -> None:
         self.routable: dict[int, bool] = {}
         self.forgotten: list[int] = []
+        self.prices: dict[int, float] = {}
         self._free = list(range(places))
 
     def add_instance(self, name: str) -> int:
@@ -29,8 +30,11 @@ class FakeRouter:
     def set_routable(self, slot: int, routable: bool) -> None:
         self.routable[slot] = routable
 
-    def instance(self, slot: int) -> dict[str, int]:
-        return {"inflight": 0, "prefix_blocks": 0}
+    def set_price(self, slot: int, price: float) -> None:
+        self.prices[slot] = price
+
+    def instance(self, slot: int) -> dict[str, float]:
+        return {"inflight": 0, "prefix_blocks": 0, "price": self.prices[slot]}
 
     def forget_prefixes(self, slot: int) -> None:
         self.forgotten.append(slot)

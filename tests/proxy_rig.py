@@ -85,13 +85,24 @@ class RecordingRouter:
         slo_ttft: float,
         slo_tpot: float,
         tenant: bytes | None,
+        max_tokens: int,
     ) -> Any:
         if self.error is not None:
             raise self.error
         if self.full:
             return SimpleNamespace(ticket=0, slot=0)
         decision = self.inner.route(
-            prompt, now, prompt_tokens, seed, avoid, streaming, session, slo_ttft, slo_tpot, tenant
+            prompt,
+            now,
+            prompt_tokens,
+            seed,
+            avoid,
+            streaming,
+            session,
+            slo_ttft,
+            slo_tpot,
+            tenant,
+            max_tokens,
         )
         self.routes.append(
             {
@@ -102,6 +113,7 @@ class RecordingRouter:
                 "session": session,
                 "tenant": tenant,
                 "slo": (slo_ttft, slo_tpot),
+                "max_tokens": max_tokens,
             }
         )
         return decision

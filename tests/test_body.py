@@ -38,15 +38,18 @@ BITS += [
     b'"prompt":"x",',
     b"\t",
 ]
+BITS += [b'"max_tokens":7,', b'"max_completion_tokens":null,', b'"max_output_tokens":-1,']
+BITS += [b'"max_completion_tokens":30,', b'"max_tokens":1.5,', b'"max_output_tokens":"9",']
 BITS += [b'"mod\\u0065l":"n",', b'"messages":[],', b"\xe2\x82\xac", b'"":1,', b"[" * 70, b"]" * 70]
 
 
-def parts(routing: object) -> tuple[str, bytes, bytes, bool]:
+def parts(routing: object) -> tuple[str, bytes, bytes, bool, int]:
     return (
         routing.model,  # type: ignore[attr-defined]
         bytes(routing.prompt),  # type: ignore[attr-defined]
         routing.seed,  # type: ignore[attr-defined]
         routing.stream,  # type: ignore[attr-defined]
+        routing.max_tokens,  # type: ignore[attr-defined]
     )
 
 
@@ -117,6 +120,31 @@ def test_the_last_of_equal_keys_counts() -> None:
     assert routing is not None
     assert parts(routing) == parts(routing_fields(CHAT, body))
     assert routing.model == "b" and bytes(routing.prompt) == b"[2]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        (b'"max_tokens":16', 16),
+        (b'"max_completion_tokens":32', 32),
+        (b'"max_output_tokens": 64 ', 64),
+        (b'"max_tokens":16,"max_completion_tokens":32', 32),
+        (b'"max_completion_tokens":null,"max_tokens":16', 16),
+        (b'"max_completion_tokens":0,"max_tokens":16', 16),
+        (b'"max_tokens":99999999', 99999999),
+        *((b'"max_tokens":' + text, 0) for text in (b"-5", b"1e3", b"2.0", b"100000000", b'"7"')),
+        *((b'"max_tokens":' + text, 0) for text in (b"null", b"true", b"[9]", b"0")),
+        (b'"n":2,"x":{"max_tokens":5}', 0),
+    ],
+)
+def test_an_answer_is_as_long_as_it_may_be_and_nonsense_is_the_engines(
+    fields: bytes, most: int
+) -> None:
+    body = b'{"model":"m",%b}' % fields
+    scanned = scan(CHAT, body)
+    assert scanned is not None and scanned.max_tokens == most
+    assert routing_fields(CHAT, body).max_tokens == most
+    assert read(CHAT, b'{"x":"\\ud83d\\ude00",%b}' % fields).max_tokens == most
 
 
 def test_models_are_not_mixed_up() -> None:

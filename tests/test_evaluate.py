@@ -20,7 +20,7 @@ from lodestar_fast.core.router import Decision
 from lodestar_fast.decisions.evaluate import Usable, estimate, odds_of, usable
 from lodestar_fast.decisions.log import Writer
 from lodestar_fast.decisions.reading import read_log
-from lodestar_fast.decisions.rewards import REWARDS, Measured
+from lodestar_fast.decisions.rewards import DEFAULT, REWARDS, Measured, Weights
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.gpus import parse_fleet
 from lodestar_fast.sim.jobs import Job, make_jobs
@@ -247,10 +247,18 @@ TIMES = st.floats(0, 1e4)
 def test_no_reward_rises_with_a_time(
     reward: str, ttft: float, more: float, rest: float, slo: float
 ) -> None:
-    of, shown = REWARDS[reward].of, REWARDS[reward].shown
-    quick, slow = Measured(ttft, ttft + rest, slo), Measured(ttft + more, ttft + more + rest, slo)
+    shown = REWARDS[reward].shown
+
+    def of(m: Measured, w: Weights = DEFAULT) -> float:
+        return REWARDS[reward].of(m, w)
+
+    quick = Measured(ttft, ttft + rest, slo, 1.0, 2.0)
+    slow = quick._replace(ttft=ttft + more, e2e=ttft + more + rest)
     assert of(quick) >= of(slow)
     assert of(quick) >= of(quick._replace(e2e=slow.e2e))
+    assert of(quick) >= of(quick._replace(taken=1.0 + more))
+    assert of(quick) >= of(quick._replace(price=2.0 + more))
+    assert of(quick) >= of(quick, Weights(DEFAULT.tpot + more, DEFAULT.price + more))
     # Shown are times, of which less is better, or a share, of which more is.
     better = shown(of(quick)) - shown(of(slow))
     assert better >= 0 if reward == "in_time" else better <= 0
@@ -259,14 +267,19 @@ def test_no_reward_rises_with_a_time(
 
 
 def test_rewards_have_their_signs() -> None:
-    m = Measured(2.0, 5.0, 2.0)
-    assert {name: each.of(m) for name, each in REWARDS.items()} == {
+    m, w = Measured(2.0, 5.0, 2.0, 3.0, 4.0), Weights(0.5, 0.25)
+    assert {name: each.of(m, w) for name, each in REWARDS.items()} == {
         "ttft": -2.0,
         "log_ttft": -math.log(2.0),
         "in_time": 1.0,
+        "ttft+tpot": -3.5,
         "e2e": -5.0,
+        "cost": -5.0,
     }
-    assert REWARDS["in_time"].of(Measured(2.1, 5.0, 2.0)) == 0.0
+    assert REWARDS["in_time"].of(Measured(2.1, 5.0, 2.0), w) == 0.0
+    # No weight: the first token alone; the whole of what follows: the end.
+    mix, cost = REWARDS["ttft+tpot"].of, REWARDS["cost"].of
+    assert mix(m, Weights(0, 0)) == cost(m, Weights(0, 0)) == -2.0 and mix(m, Weights(1, 0)) == -5.0
 
 
 @pytest.mark.parametrize(
@@ -274,6 +287,9 @@ def test_rewards_have_their_signs() -> None:
     [
         (["--reward", "in_time"], "--slo-ttft-ms gives theirs"),
         (["--slo-ttft-ms", "100"], "reward ttft has no limit"),
+        (["--reward", "cost"], "decisions without prices"),
+        (["--reward", "ttft+tpot", "--tpot-weight", "-1"], "--tpot-weight: -1 is no weight"),
+        (["--price-weight", "inf"], "--price-weight: inf is no weight"),
         (["--reward", "in_time", "--slo-ttft-ms", "nan"], "nan is no number of milliseconds"),
         (["--reward", "in_time", "--slo-ttft-ms", "-1"], "-1 is no number of milliseconds"),
     ],

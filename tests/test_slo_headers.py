@@ -20,17 +20,18 @@ def parsed(*fields: str) -> RequestParser:
 @pytest.mark.parametrize(
     ("fields", "ttft", "tpot"),
     [
-        ((), 0, 0),
-        (("x-slo-ttft-ms: 250",), 0.25, 0),
+        ((), -1, -1),
+        (("x-slo-ttft-ms: 0", "x-slo-tpot-ms: 0.0"), 0, 0),
+        (("x-slo-ttft-ms: 250",), 0.25, -1),
         (("X-SLO-TTFT-MS: 250", "X-Slo-Tpot-Ms: 30.5"), 0.25, 0.0305),
         (("x-llm-d-slo-ttft-ms: 250", "x-llm-d-slo-tpot-ms: 30"), 0.25, 0.03),
-        (("x-slo-ttft-ms: 300", "x-llm-d-slo-ttft-ms: 200"), 0.2, 0),
-        (("x-slo-ttft-ms: 200", "x-slo-ttft-ms: 300"), 0.2, 0),
-        (("x-slo-ttft-ms: 0", "x-llm-d-slo-ttft-ms: 200"), 0.2, 0),
-        (("x-slo-ttft-ms:   7  ",), 0.007, 0),
+        (("x-slo-ttft-ms: 300", "x-llm-d-slo-ttft-ms: 200"), 0.2, -1),
+        (("x-slo-ttft-ms: 200", "x-slo-ttft-ms: 300"), 0.2, -1),
+        (("x-slo-ttft-ms: 0", "x-llm-d-slo-ttft-ms: 200"), 0.2, -1),
+        (("x-slo-ttft-ms:   7  ",), 0.007, -1),
     ],
 )
-def test_the_least_of_what_is_asked_holds(
+def test_the_least_of_what_is_asked_holds_and_nothing_is_minus_one(
     fields: tuple[str, ...], ttft: float, tpot: float
 ) -> None:
     parser = parsed(*fields)
@@ -45,7 +46,7 @@ def test_the_least_of_what_is_asked_holds(
 )
 def test_what_is_no_number_of_milliseconds_is_left_and_noted(value: str) -> None:
     parser = parsed(f"x-slo-ttft-ms: {value}", "x-slo-tpot-ms: 20")
-    assert (parser.slo_ttft, parser.slo_tpot) == pytest.approx((0, 0.02))
+    assert (parser.slo_ttft, parser.slo_tpot) == pytest.approx((-1, 0.02))
     assert parser.slo_refused
 
 
@@ -54,8 +55,8 @@ async def test_the_router_is_told_and_the_engine_sees_it(rig: Rig) -> None:
     client = await rig.client()
     for extra, slo in (
         ("x-slo-ttft-ms: 150\r\nx-slo-tpot-ms: 25\r\n", (0.15, 0.025)),
-        ("", (0.0, 0.0)),
-        ("x-slo-ttft-ms: soon\r\n", (0.0, 0.0)),
+        ("", (-1.0, -1.0)),
+        ("x-slo-ttft-ms: soon\r\n", (-1.0, -1.0)),
     ):
         client.post(chat("hello"), extra=extra)
         assert (await client.reply()).status == 200

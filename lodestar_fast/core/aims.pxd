@@ -4,7 +4,9 @@ from lodestar_fast.core.policies cimport Candidates
 
 cdef class Aims:
     cdef readonly str objective
-    cdef bint e2e
+    cdef readonly double tpot_weight     # of what comes after the first token; 0: it counts nothing
+    cdef readonly double price_weight
+    cdef int code                        # ls_objective
     cdef double plain[LS_MAX_INSTANCES]  # the scores of the default objective, filled by the policy
     cdef double score[LS_MAX_INSTANCES]
     cdef double bar[LS_MAX_INSTANCES]    # what the best must be below if this is the fallback's
@@ -15,5 +17,6 @@ cdef class Aims:
     # Fill score, bar, upper and tpot from plain and from predicted times to first token.
     cdef void weigh(
         self, Candidates c, const ls_model *model, const float *seconds, double margin) noexcept
+    cdef double bill(self, Candidates c, Py_ssize_t i) noexcept
     cdef double over(self, Candidates c, Py_ssize_t i) noexcept
     cdef void keep_slo(self, Candidates c, const float *seconds, double margin) noexcept

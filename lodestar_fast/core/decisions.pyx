@@ -9,7 +9,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.ref cimport PyObject, Py_XDECREF, Py_XINCREF
 from libc.math cimport isfinite
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
@@ -89,7 +89,8 @@ cdef class Decisions:
         thought.scores = c.scores if c.seconds != NULL else NULL
         thought.odds, thought.margin = self.odds, <float>c.margin
         thought.fallback = c.fallback
-        thought.upper, thought.tpot, thought.e2e = c.upper, c.tpot, c.e2e
+        thought.upper, thought.tpot, thought.answer = c.upper, c.tpot, <float>c.answer
+        thought.objective, thought.priced = <uint8_t>c.objective, c.priced
         ls_record_keep(
             r, &thought, <uint32_t>choice, <ls_reason>c.reason_code, <float>c.predicted, ticket,
             <uint32_t>version)

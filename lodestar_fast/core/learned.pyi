@@ -19,9 +19,11 @@ class Lodestar(Policy):
         kv_start: float = 0.85,
         explore_share: float = 0.01,
         objective: str = "ttft",
+        tpot_weight: float = 0.3,
+        price_weight: float = 0.0,
     ) -> None:
-        """Raises ValueError for a margin below 1, a negative weight, a share beyond 0 to 1 or an
-        unknown objective.
+        """objective and the last two weights: of Aims. Raises ValueError for a margin below 1, a
+        negative weight, a share beyond 0 to 1 or an unknown objective.
         """
     @property
     def aims(self) -> Aims: ...

@@ -50,7 +50,8 @@ cdef class Lodestar(Policy):
     def __cinit__(
         self, *, double margin=1.10, double load_weight=0.005, double wait_weight=0.2,
         double crowd_weight=0.2, double kv_weight=2.0, double kv_start=0.85,
-        double explore_share=0.01, str objective="ttft",
+        double explore_share=0.01, str objective="ttft", double tpot_weight=0.3,
+        double price_weight=0,
     ):
         if not margin >= 1:
             raise ValueError(f"margin: {margin} is below 1")
@@ -61,7 +62,8 @@ cdef class Lodestar(Policy):
         self.margin, self.load_weight = margin, load_weight
         self.wait_weight, self.crowd_weight = wait_weight, crowd_weight
         self.kv_weight, self.kv_start = kv_weight, kv_start
-        self.aims = Aims(objective=objective)
+        self.aims = Aims(
+            objective=objective, tpot_weight=tpot_weight, price_weight=price_weight)
         self.explore_share = explore_share
         cdef Py_ssize_t slot
         for slot in range(LS_MAX_INSTANCES):
@@ -103,8 +105,8 @@ cdef class Lodestar(Policy):
         cdef double extra, cheapest, measured
         cdef uint32_t slot
         self.saved = min(MOST_SAVED, self.saved + self.explore_share * self.seconds[best])
-        if c.r.slo_ttft > 0 or c.r.slo_tpot > 0:
-            return -1  # who has promised to be in time pays for nothing
+        if c.r.promised:
+            return -1  # who asked to be in time pays for nothing
         cheapest = self.saved
         for i in range(c.n):
             slot = c.r.candidates[i].slot
@@ -117,6 +119,8 @@ cdef class Lodestar(Policy):
             if c.r.now - measured < UNMEASURED:
                 continue
             extra = self.score(c, i) - least
+            if c.r.slo_ttft > 0 or c.r.slo_tpot > 0:  # who keeps it or not is for no one to pay
+                extra = self.aims.plain[i] - self.aims.plain[best]
             if extra < cheapest:
                 found, cheapest = i, extra
         if found >= 0:

@@ -154,6 +154,7 @@ cdef extern from "lodestar.h" nogil:
         ls_ring ttft, prefill_rate, inter_token
         double reported_at, running, waiting, kv_usage
         ls_hist ttft_hist
+        double price
         uint64_t decisions
         uint64_t *finals
 
@@ -166,7 +167,7 @@ cdef extern from "lodestar.h" nogil:
         const void *prompt
         const void *seed
         size_t prompt_bytes, seed_bytes
-        uint32_t prompt_tokens
+        uint32_t prompt_tokens, most_tokens
         int streaming
 
     struct ls_sample:
@@ -180,6 +181,7 @@ cdef extern from "lodestar.h" nogil:
     enum: LS_F_queue_seconds
     enum: LS_SAMPLE_MAGIC
     enum: LS_SAMPLE_HEADER
+    enum: LS_VERIFIED
 
     struct ls_counters:
         uint64_t *decisions
@@ -202,7 +204,8 @@ cdef extern from "lodestar.h" nogil:
         uint32_t tenant
         double now
         float reference, slo_ttft, slo_tpot
-        uint8_t slo_told
+        uint8_t slo_told, promised
+        const ls_request *request
         size_t prompt_bytes
         ls_candidate *candidates
         float *rows

@@ -30,7 +30,11 @@ cdef class Candidates:
     # of that time, and the time per output token, seconds; NaN: not known.
     cdef const float *upper
     cdef const float *tpot
-    cdef bint e2e                  # the objective then, if there is no SLO
+    # And the objective (ls_objective), whether prices count, and how long the answer should be:
+    # tokens, 0: not known.
+    cdef int objective
+    cdef bint priced
+    cdef double answer
     # Set while Guarded asks the learned policy, if LMETRIC was asked before: its choice, and the
     # state of the random numbers behind it. Asked again it would choose the same.
     cdef bint lmetric_known

@@ -11,6 +11,9 @@ cdef extern from "record.h" nogil:
     enum: LS_MARK_BLOCKS
     enum: LS_NO_ROW
 
+    enum ls_objective:
+        LS_TTFT, LS_TTFT_TPOT, LS_E2E
+
     struct ls_thought:
         const float *seconds
         const float *odds
@@ -21,12 +24,13 @@ cdef extern from "record.h" nogil:
         float margin
         const float *upper
         const float *tpot
-        uint8_t e2e
+        uint8_t objective, priced
+        float answer
 
     struct ls_recorded:
         ls_candidate seen
         uint32_t epoch, outside
-        float predicted, score, odds, upper, tpot
+        float predicted, score, odds, upper, tpot, price
         float *x
 
     struct ls_outcome:
@@ -40,9 +44,10 @@ cdef extern from "record.h" nogil:
         uint64_t serial
         double at
         ls_outcome outcome
-        float slo_ttft, slo_tpot, predicted, margin, low, high
+        float slo_ttft, slo_tpot, predicted, margin, low, high, answer
         uint32_t version, prompt_tokens, prompt_bytes, total, n, marks
-        uint8_t reason, streaming, chosen, fallback, best, hit, slo_told, e2e, learned
+        uint8_t reason, streaming, chosen, fallback, best, hit, slo_told, objective, priced
+        uint8_t learned
         float *linear
         ls_recorded *rows
 

@@ -22,12 +22,14 @@ cdef class Router(RouterView):
     cdef readonly Decisions decisions       # those kept; None: none are
     cdef Py_ssize_t unkept                  # choice of a decision that keep() is to follow; else -1
     cdef long long ticket                   # its ticket
+    cdef double slo_ttft, slo_tpot          # of requests that say nothing of theirs; 0: none
+    cdef frozenset trusted                  # keyed hashes of tenants whose traffic is verified
     cdef bint overruled                     # the policy failed: the choice is not its own
 
     # -- the driver's three verbs --
     cpdef Decision route(
         self, prompt, double now, Py_ssize_t prompt_tokens=*, seed=*, avoid=*, bint streaming=*,
-        session=*, double slo_ttft=*, double slo_tpot=*, tenant=*)
+        session=*, double slo_ttft=*, double slo_tpot=*, tenant=*, Py_ssize_t max_tokens=*)
     cpdef observe(
         self, long long ticket, int event, double now, long long tokens=*, long long cached=*)
     cpdef report(
@@ -40,5 +42,6 @@ cdef class Router(RouterView):
     cdef Decision choose(self, const ls_request *request, double now)
     cdef Py_ssize_t ask(self) except -1
     cdef uint64_t name_key(self, bytes name) except? 0
+    cdef uint32_t tenant_tag(self, bytes tenant) except? 0
     cdef int mark_avoided(self, avoid) except -1
     cdef int may_change(self) except -1

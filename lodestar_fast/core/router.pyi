@@ -47,6 +47,7 @@ class Router(RouterView):
     Raises ValueError naming the argument that is out of range, MemoryError. seed: of the policies'
     random numbers. key: 64 secret bytes under which prompts are hashed, so that clients
     cannot make prompts that collide; None: from the seed, which is for tests and simulations.
+    slo_ttft, slo_tpot: of requests that say nothing of theirs, seconds, 0: none.
     decisions: how many of the last ones are kept as they were made, 2.5 KB each (4.5 with
     prefix_marks: the prompts' prefixes, hashed, for a log that can be replayed).
 
@@ -66,6 +67,8 @@ class Router(RouterView):
         max_samples: int = 8192,
         decisions: int = 0,
         prefix_marks: bool = False,
+        slo_ttft: float = 0.0,
+        slo_tpot: float = 0.0,
         seed: int = 0,
         key: bytes | None = None,
     ) -> None: ...
@@ -81,6 +84,11 @@ class Router(RouterView):
         """Forget the slot and its blocks. Open tickets may be observed and count nowhere."""
     def configure_instance(self, slot: int, *, kv_tokens: int, prefix_caching: bool) -> None:
         """What the engine says of itself: KV capacity in tokens, and whether it caches prefixes."""
+    def set_price(self, slot: int, price: float) -> None:
+        """What an hour of it costs, in whatever unit: for a price_weight. Raises ValueError."""
+    def trust(self, tenants: Iterable[bytes]) -> None:
+        """Whose requests are the operator's own, in place of those named before: their samples are
+        verified, which clients have no hand in."""
     def set_routable(self, slot: int, routable: bool) -> None:
         """Unhealthy and draining instances stay known and are not chosen."""
     def forget_prefixes(self, slot: int) -> None:
@@ -96,9 +104,10 @@ class Router(RouterView):
         avoid: Iterable[int] = (),
         streaming: bool = True,
         session: bytes | None = None,
-        slo_ttft: float = 0.0,
-        slo_tpot: float = 0.0,
+        slo_ttft: float = -1.0,
+        slo_tpot: float = -1.0,
         tenant: bytes | None = None,
+        max_tokens: int = 0,
     ) -> Decision:
         """Choose an instance and dispatch to it: its counters, its blocks and a ticket are entered.
 
@@ -106,12 +115,13 @@ class Router(RouterView):
         seed: what else the engine's cache depends on (model, LoRA, cache_salt), hashed first.
         avoid: slots already tried. session: whom the request belongs to; policy session_affinity
         keeps what is equal together. slo_ttft, slo_tpot: seconds to the first token and between
-        tokens that it asks for, 0: nothing; policy lodestar heeds them.
+        tokens that it asks for, 0: nothing, -1: it says nothing, the router's own hold; policy
+        lodestar heeds them. max_tokens: that the answer may have at most, 0: not known.
         tenant: who asks; the learner lets nobody teach it too much. Session and tenant are kept as
         keyed hashes only.
 
-        Raises NoInstanceError if none is left; ValueError if now is not finite, prompt_tokens is
-        out of 0..100,000,000, or an SLO is negative or above 1e6.
+        Raises NoInstanceError if none is left; ValueError if now is not finite, a number of tokens
+        is out of 0..100,000,000, or an SLO is negative (but for -1) or above 1e6.
         """
     def observe(
         self, ticket: int, event: Event, now: float, tokens: int = 0, cached: int = -1

@@ -11,18 +11,20 @@ from cpython.bytes cimport (
     PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
 )
 cimport cython
-from libc.math cimport NAN, isfinite
+from libc.math cimport INFINITY, NAN, isfinite
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from lodestar_fast.core.lodestar cimport (
     LS_ERROR, LS_INDEX_MIN_BYTES, LS_MAX_INSTANCES, LS_MAX_TICKETS, LS_SLO_MEET, LS_SLO_MISS,
-    LS_SLO_UNKNOWN, LS_TOKENS_MAX,
+    LS_SLO_UNKNOWN, LS_TOKENS_MAX, LS_VERIFIED,
     ls_candidate, ls_config, ls_event, ls_hash_blocks, ls_index_forget, ls_instance, ls_reason,
     ls_router, ls_router_add, ls_router_commit, ls_router_drain, ls_router_drain_bytes,
     ls_router_free, ls_router_new, ls_router_observe, ls_router_prepare, ls_router_remove,
     ls_router_report,
 )
+
+from lodestar_fast.core.record cimport LS_TTFT
 
 from lodestar_fast.core import enums
 from lodestar_fast.errors import NoInstanceError
@@ -30,6 +32,7 @@ from lodestar_fast.errors import NoInstanceError
 Event, Reason = enums.Event, enums.Reason
 cdef tuple REASONS = tuple(Reason)
 cdef const char *ZEROS = b"\0" * 16
+cdef double UNNAMED = -1  # an SLO of which the request says nothing: the router's own holds
 
 
 @cython.final
@@ -67,6 +70,7 @@ cdef class Router(RouterView):
         long long max_samples=8192,
         long long decisions=0,
         bint prefix_marks=False,
+        double slo_ttft=0, double slo_tpot=0,
         seed=0,
         bytes key=None,
     ):
@@ -83,6 +87,9 @@ cdef class Router(RouterView):
         config.ring, config.max_instances = <uint32_t>ring, <uint32_t>max_instances
         config.max_tickets, config.max_samples = <uint32_t>max_tickets, <uint32_t>max_samples
         config.seed = seed & 0xFFFFFFFFFFFFFFFF
+        in_time("slo_ttft", slo_ttft)
+        in_time("slo_tpot", slo_tpot)
+        self.slo_ttft, self.slo_tpot = slo_ttft, slo_tpot
         if key is not None and len(key) != 64:
             raise ValueError(f"key: {len(key)} bytes, not 64")
         self.r = ls_router_new(&config)
@@ -101,6 +108,7 @@ cdef class Router(RouterView):
             self.candidates.scores = self.decisions.scores
             self.candidates.odds = self.decisions.odds
         self.names = []
+        self.trusted = frozenset()
         self.policy_error = ""
 
     def __dealloc__(self):
@@ -152,6 +160,15 @@ cdef class Router(RouterView):
         if not prefix_caching:
             ls_index_forget(self.r.index, <uint32_t>slot)
 
+    def set_price(self, Py_ssize_t slot, double price):
+        self.may_change()
+        if not 0 <= price < INFINITY:
+            raise ValueError(f"price: {price}")
+        self.known(slot).price = price
+
+    def trust(self, tenants):
+        self.trusted = frozenset([self.name_key(tenant) for tenant in tenants])
+
     def set_routable(self, Py_ssize_t slot, bint routable):
         self.may_change()
         self.known(slot).routable = routable
@@ -167,15 +184,16 @@ cdef class Router(RouterView):
         self, prompt, double now, Py_ssize_t prompt_tokens=0, seed=b"", avoid=(),
         bint streaming=True,
         session=None,
-        double slo_ttft=0, double slo_tpot=0,
-        tenant=None,
+        double slo_ttft=UNNAMED, double slo_tpot=UNNAMED,
+        tenant=None, Py_ssize_t max_tokens=0,
     ):
         in_range("prompt_tokens", prompt_tokens, 0, LS_TOKENS_MAX)
+        in_range("max_tokens", max_tokens, 0, LS_TOKENS_MAX)
         cdef ls_request request
         cdef Py_buffer body, salt
         cdef bint body_held = False, salt_held = False
         cdef Decision d
-        request.prompt_tokens = <uint32_t>prompt_tokens
+        request.prompt_tokens, request.most_tokens = <uint32_t>prompt_tokens, <uint32_t>max_tokens
         request.streaming = streaming
         try:
             if PyBytes_CheckExact(prompt):
@@ -210,11 +228,16 @@ cdef class Router(RouterView):
         self.may_change()
         if not isfinite(now):
             raise ValueError(f"now: {now} is no time")
-        if not (0 <= slo_ttft <= 1e6 and 0 <= slo_tpot <= 1e6):
-            raise ValueError(f"slo_ttft, slo_tpot: {slo_ttft}, {slo_tpot} are not seconds")
+        self.r.promised = slo_ttft > 0 or slo_tpot > 0
+        if slo_ttft == UNNAMED:
+            slo_ttft = self.slo_ttft
+        if slo_tpot == UNNAMED:
+            slo_tpot = self.slo_tpot
+        in_time("slo_ttft", slo_ttft)
+        in_time("slo_tpot", slo_tpot)
         self.r.slo_ttft, self.r.slo_tpot = <float>slo_ttft, <float>slo_tpot
         self.r.session = 0 if session is None else self.name_key(session)
-        self.r.tenant = 0 if tenant is None else <uint32_t>(self.name_key(tenant) >> 32) | 1
+        self.r.tenant = 0 if tenant is None else self.tenant_tag(tenant)
         if avoid is not None and avoid != ():
             self.mark_avoided(avoid)
         return self.choose(request, now)
@@ -225,6 +248,12 @@ cdef class Router(RouterView):
             &self.r.key, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), ZEROS, 16, 16,
             &key, 1)
         return key | 1
+
+    cdef uint32_t tenant_tag(self, bytes tenant) except? 0:
+        cdef uint64_t key = self.name_key(tenant)
+        if self.trusted and key in self.trusted:
+            return LS_VERIFIED
+        return <uint32_t>(key >> 32) | 1
 
     cdef int mark_avoided(self, avoid) except -1:
         for slot in [int(each) for each in avoid]:  # may raise; no mark is left behind then
@@ -277,7 +306,7 @@ cdef class Router(RouterView):
         c.reason_code, c.predicted, self.version = -1, NAN, 0
         self.overruled = False
         c.upper = c.tpot = NULL
-        c.e2e = False
+        c.objective, c.priced, c.answer = LS_TTFT, False, 0
         self.deciding = True
         if c.scores != NULL:
             c.begin()
@@ -335,6 +364,12 @@ cdef uint8_t told(Candidates c, const ls_router *r, Py_ssize_t i) noexcept:
     if (r.slo_ttft > 0 and c.upper[i] > r.slo_ttft) or (r.slo_tpot > 0 and c.tpot[i] > r.slo_tpot):
         return LS_SLO_MISS
     return LS_SLO_MEET
+
+
+cdef int in_time(str name, double seconds) except -1:
+    if not 0 <= seconds <= 1e6:  # NaN is neither
+        raise ValueError(f"{name}: {seconds} is no time in seconds")
+    return 0
 
 
 cdef int in_range(str name, long long value, long long low, long long high) except -1:

@@ -19,6 +19,9 @@ cdef double[17] POWERS = [
 
 
 cdef const char *SLO_MET[3]  # by ls_slo
+cdef const char *OBJECTIVES[3]  # by ls_objective
+OBJECTIVES[0], OBJECTIVES[1] = ',"objective":"ttft"', ',"objective":"ttft+tpot"'
+OBJECTIVES[2] = ',"objective":"e2e"'
 SLO_MET[0], SLO_MET[1], SLO_MET[2] = ',"slo_met":null', ',"slo_met":false', ',"slo_met":true'
 
 
@@ -133,6 +136,7 @@ cdef void put_candidate(
     if told:
         put_number(t, ',"upper":', x.upper, 9)
         put_number(t, ',"tpot":', x.tpot, 9)
+        put_number(t, ',"price":', x.price, 9)
     put_number(t, ',"odds":', x.odds, 7)
     put_text(t, ',"outside":true,"x":[' if x.outside else ',"outside":false,"x":[')
     for k in range(LS_WIDTH):
@@ -146,7 +150,7 @@ cdef void put_row(
 ) noexcept nogil:
     """A row but for its last brace. since: when the clock stood at 0, seconds since 1970."""
     cdef int k
-    cdef bint aimed = r.e2e or r.slo_ttft > 0 or r.slo_tpot > 0
+    cdef bint aimed = r.objective or r.priced or r.slo_ttft > 0 or r.slo_tpot > 0
     put_text(t, head)
     put_number(t, ',"t":', since + r.at, 16)
     put_number(t, ',"at":', r.at, 16)
@@ -155,10 +159,11 @@ cdef void put_row(
     put_text(t, ',"stream":true,"reason":' if r.streaming else ',"stream":false,"reason":')
     put_text(t, reasons[r.reason])
     if aimed:
-        put_text(t, ',"objective":"e2e"' if r.e2e else ',"objective":"ttft"')
+        put_text(t, OBJECTIVES[r.objective])
         put_number(t, ',"slo_ttft":', r.slo_ttft if r.slo_ttft > 0 else NAN, 7)
         put_number(t, ',"slo_tpot":', r.slo_tpot if r.slo_tpot > 0 else NAN, 7)
         put_text(t, SLO_MET[r.slo_told])
+        put_number(t, ',"answer":', r.answer if r.answer > 0 else NAN, 7)
     put_number(t, ',"version":', r.version, 10)
     put_number(t, ',"predicted":', r.predicted, 7)
     put_number(t, ',"margin":', r.margin, 7)

@@ -93,6 +93,7 @@ cdef class RouterView:
             "reported_waiting": x.waiting,
             "reported_kv_usage": x.kv_usage,
             "ttft": histogram(&x.ttft_hist),
+            "price": x.price,
             "decisions": x.decisions,
             "done": x.finals[<int>LS_DONE],
             "failed": x.finals[<int>LS_FAILED],

@@ -26,14 +26,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from lodestar_fast import features
 from lodestar_fast.core.policies import POLICIES
 from lodestar_fast.core.rerun import RERUN, Scene
-from lodestar_fast.decisions.rewards import REWARDS, Measured, Reward
+from lodestar_fast.decisions.rewards import DEFAULT, REWARDS, Measured, Reward, Weights
 from lodestar_fast.decisions.schema import Row
 from lodestar_fast.errors import ConfigError
 
 LEARNED: Final = "lodestar"
 KNOWN: Final = sorted(RERUN | {LEARNED})
+OWN_SECONDS: Final = features.INDEX["own_seconds"]
 PARTS: Final = 20
 QUANTILE: Final = 2.093  # Student's t, 97.5 %, PARTS - 1 degrees of freedom
 MOST_UNSUPPORTED: Final = 0.05  # of the other policy's choices; more is a refusal
@@ -155,29 +157,40 @@ class Judge:
     slo: seconds for the first token of requests that asked for none themselves; 0: none.
     """
 
-    def __init__(self, log: Usable, reward: Reward, slo: float = 0.0) -> None:
+    def __init__(
+        self, log: Usable, reward: Reward, slo: float = 0.0, weights: Weights = DEFAULT
+    ) -> None:
         self._of = reward.of
         self._slo = slo
+        self._weights = weights
         ends = [row["outcome"] for row in log.rows]
         after = [end["e2e"] - end["ttft"] for end in ends if end["event"] == "done"]
         self._after = math.fsum(after) / len(after) if after else 0.0
 
     def measured(self, row: Row) -> float:
         outcome = row["outcome"]
-        end = outcome["e2e"] if outcome["event"] == "done" else math.inf
-        return self._of(Measured(outcome["ttft"], end, self._limit(row)))
+        after = outcome["e2e"] - outcome["ttft"] if outcome["event"] == "done" else math.inf
+        return self._reward(row, row["chosen"], outcome["ttft"], after)
 
-    def predicted(self, row: Row, ttft: float) -> float:
-        return self._of(Measured(ttft, ttft + self._after, self._limit(row)))
+    def predicted(self, row: Row, i: int, ttft: float) -> float:
+        return self._reward(row, i, ttft, self._after)
 
-    def _limit(self, row: Row) -> float:
-        return row.get("slo_ttft") or self._slo
+    def _reward(self, row: Row, i: int, ttft: float, after: float) -> float:
+        """Of candidate i, with so many seconds from the first token to the end."""
+        c = row["candidates"][i]
+        answering = c["inflight"] - c["waiting"]
+        taken = c["x"][OWN_SECONDS] + after / (answering + 1)
+        limit = row.get("slo_ttft") or self._slo
+        measured = Measured(ttft, ttft + after, limit, taken, c.get("price") or 0.0)
+        return self._of(measured, self._weights)
 
 
-def estimate(log: Usable, name: str, reward: str = "ttft", slo: float = 0.0) -> Estimate:
+def estimate(
+    log: Usable, name: str, reward: str = "ttft", slo: float = 0.0, weights: Weights = DEFAULT
+) -> Estimate:
     """Raises ConfigError if there is no such policy, or none that a log can tell of."""
     odds = odds_of(name)
-    judge, shown = Judge(log, REWARDS[reward], slo), REWARDS[reward].shown
+    judge, shown = Judge(log, REWARDS[reward], slo, weights), REWARDS[reward].shown
     out = Estimate(name)
     terms: list[_Term] = []
     missing = unknown = 0.0
@@ -231,7 +244,7 @@ def _term(row: Row, pi: list[float], judge: Judge) -> tuple[_Term, bool]:
     by_model = None not in q
     if not by_model:
         q = [c["expected"] for c in candidates]
-    q = [judge.predicted(row, ttft) for ttft in q]
+    q = [judge.predicted(row, i, ttft) for i, ttft in enumerate(q)]
     w = pi[a] / candidates[a]["odds"]
     direct = math.fsum(p * value for p, value in zip(pi, q, strict=True))
     return _Term(w, w * r, direct + w * (r - q[a]), r), by_model

@@ -9,11 +9,13 @@
     predicted, margin      TTFT of the chosen one; how much better the best score must be than the
                            fallback's for the model to decide
     error_low, error_high  log(measured / predicted) of earlier decisions was between, for 90 %
-    objective, slo_ttft, slo_tpot, slo_met   only of a request that wanted more than an early first
-                           token: ttft | e2e; its SLO, null: none; whether the chosen one was
-                           predicted to keep it, null: nobody knew. Then its candidates have
+    objective, slo_ttft, slo_tpot, slo_met, answer   only of a request that wanted more than an
+                           early first token: ttft | ttft+tpot | e2e; its SLO, null: none; whether
+                           the chosen one was predicted to keep it, null: nobody knew; tokens that
+                           were expected of its answer, null: not known. Then its candidates have
                            upper: 9 of 10 first tokens come within; tpot: seconds a token, null: not
-                           known; and score is null of those that would miss what others keep
+                           known; price, null: it did not count; and score is null of those that
+                           would miss what others keep
     linear                 coefficients of the physical part by feature; null without a model
     candidates_total       how many could be chosen; at most 16 of them are in candidates
     chosen, fallback, best, longest_hit      which of those; null: none

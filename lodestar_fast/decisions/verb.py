@@ -20,7 +20,7 @@ from lodestar_fast.decisions.evaluate import (
 )
 from lodestar_fast.decisions.explain import aligned
 from lodestar_fast.decisions.reading import read_log
-from lodestar_fast.decisions.rewards import REWARDS
+from lodestar_fast.decisions.rewards import DEFAULT, REWARDS, Weights
 from lodestar_fast.decisions.why import milliseconds
 from lodestar_fast.errors import ConfigError
 
@@ -53,6 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="for in_time: the limit of requests that had no SLO of their own",
     )
+    for name, help_ in (
+        ("tpot", "for ttft+tpot: seconds to the first token that one after it is worth"),
+        ("price", "for cost: seconds of waiting that a second of an engine of price 1 is worth"),
+    ):
+        default = getattr(DEFAULT, name)
+        evaluate.add_argument(
+            f"--{name}-weight",
+            type=float,
+            metavar="W",
+            default=default,
+            help=f"{help_} ({default:g})",
+        )
     evaluate.add_argument("--json", metavar="OUT", help="write the results as JSON")
 
 
@@ -63,12 +75,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not Path(args.json).parent.is_dir():
         raise ConfigError(f"--json: no folder {Path(args.json).parent}")
     log = usable(read_log(args.files))
-    if args.reward == "e2e":
+    if REWARDS[args.reward].whole:
         log = log.whole()
     if not log.rows:
         raise ConfigError(f"no decision to learn from: {_left_out(log) or 'the log is empty'}")
-    slo = _limit(args, log)
-    estimates = [estimate(log, name, args.reward, slo) for name in dict.fromkeys(names)]
+    slo, weights = _limit(args, log), _weights(args, log)
+    estimates = [estimate(log, name, args.reward, slo, weights) for name in dict.fromkeys(names)]
     print("\n".join(report(log, estimates, args.reward)))
     if args.json:
         document = {
@@ -94,6 +106,18 @@ def _limit(args: argparse.Namespace, log: Usable) -> float:
     if args.slo_ttft_ms is None and any(not row.get("slo_ttft") for row in log.rows):
         raise ConfigError("--reward in_time: some requests had no SLO; --slo-ttft-ms gives theirs")
     return (args.slo_ttft_ms or 0.0) / 1e3
+
+
+def _weights(args: argparse.Namespace, log: Usable) -> Weights:
+    """Raises ConfigError."""
+    weights = Weights(args.tpot_weight, args.price_weight)
+    for name, value in weights._asdict().items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"--{name}-weight: {value:g} is no weight")
+    priced = (c.get("price") is not None for row in log.rows for c in row["candidates"])
+    if args.reward == "cost" and not all(priced):
+        raise ConfigError("--reward cost: decisions without prices; serve --price-weight logs them")
+    return weights
 
 
 def _left_out(log: Usable) -> str:

@@ -1,7 +1,7 @@
 """What a request wanted besides an early first token, and whether it was to get it, in words.
 
-A row of decisions/schema.py has the members `objective`, `slo_ttft`, `slo_tpot`, `slo_met` and, in
-each candidate, `upper` and `tpot` only if it wanted more.
+A row of decisions/schema.py has the members `objective`, `slo_ttft`, `slo_tpot`, `slo_met`,
+`answer` and, in each candidate, `upper`, `tpot` and `price` only if it wanted more.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ def why(row: Row) -> str:
     if row["reason"] not in ("learned", "guard", "out_of_range", "cold", "only_one"):
         return ""
     if not has_slo(row):
-        return "; the whole answer counted" if row.get("objective") == "e2e" else ""
+        counted = {"e2e": "the whole answer", "ttft+tpot": "the time per token"}
+        parts = [counted[row["objective"]]] if row.get("objective", "ttft") != "ttft" else []
+        if row["candidates"][row["chosen"]].get("price") is not None:
+            parts.append("the price")
+        return f"; {' and '.join(parts)} counted" if parts else ""
     able = sum(keeps(row, i) is True for i in range(len(row["candidates"])))
     if row["slo_met"]:
         others = "the only one that can" if able == 1 else f"one of {able} that can"

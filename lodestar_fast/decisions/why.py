@@ -88,6 +88,7 @@ def describe(
         "predicted_ttft_ms": _ms(predicted),
         "interval_ms": interval,
         "objective": row.get("objective", "ttft"),
+        "answer_tokens": row.get("answer"),
         "slo": wants.slo(row),
         "candidates": [
             _candidate(row, i, at if i != at else other, identify) for i in range(len(candidates))
@@ -117,6 +118,7 @@ def _candidate(
         "predicted_ttft_ms": _ms(c["predicted"]),
         "upper_ttft_ms": _ms(c.get("upper")),
         "tpot_ms": _ms(c.get("tpot")),
+        "price": c.get("price"),
         "slo_met": wants.keeps(row, i),
         "linear_ms": _ms(seconds),
         "network_factor": round(c["predicted"] / seconds, 4) if seconds else None,

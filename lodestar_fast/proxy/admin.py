@@ -175,7 +175,7 @@ class Admin:
         }
         if not removed:
             live = self._fleet.router.instance(instance.slot)
-            about |= {"inflight": live["inflight"], "prefix_blocks": live["prefix_blocks"]}
+            about |= {key: live[key] for key in ("inflight", "prefix_blocks", "price")}
         return about
 
 

@@ -7,6 +7,7 @@ cdef class Routing:
     cdef Py_ssize_t prompt_size
     cdef readonly bytes seed  # what else the engine's cache depends on
     cdef readonly bint stream
+    cdef readonly unsigned int max_tokens  # that the answer may have at most; 0: not told
     cdef bytes _body
 
 

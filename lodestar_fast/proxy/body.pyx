@@ -13,7 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint64_t
 from libc.string cimport memchr, memcmp, memset
 
-from lodestar_fast.proxy.openai import ROUTES, routing_fields
+from lodestar_fast.proxy.openai import MOST_DIGITS, ROUTES, routing_fields
 
 from lodestar_fast.proxy.search cimport plain_text
 
@@ -33,12 +33,18 @@ cdef enum Key:
     QUERY
     TEXT_1
     TOKENS
+    MAX_COMPLETION_TOKENS  # this and the next two bound the answer, the first that is named
+    MAX_OUTPUT_TOKENS
+    MAX_TOKENS
     KEYS
 
 cdef tuple NAMES = (
     b"model", b"stream", b"cache_salt", b"tools", b"system", b"instructions", b"messages",
-    b"prompt", b"input", b"query", b"text_1", b"tokens",
+    b"prompt", b"input", b"query", b"text_1", b"tokens", b"max_completion_tokens",
+    b"max_output_tokens", b"max_tokens",
 )  # in the order of Key
+
+cdef Py_ssize_t DIGITS = MOST_DIGITS
 
 cdef const char* _names[<int> KEYS]
 cdef Py_ssize_t _sizes[<int> KEYS]
@@ -250,6 +256,19 @@ cdef bint plain_model(Span value) noexcept nogil:
     return True
 
 
+cdef unsigned int counted(Span value) noexcept:
+    """A plain number of tokens; 0: it is none."""
+    cdef unsigned int n = 0
+    cdef Py_ssize_t i
+    if value.p is NULL or value.n > DIGITS:
+        return 0
+    for i in range(value.n):
+        if not 48 <= value.p[i] <= 57:
+            return 0
+        n = 10 * n + <unsigned int> (value.p[i] - 48)
+    return n
+
+
 cdef Routing scanned(bytes path, bytes body):
     """The routed fields; None: not sure."""
     global _model, _model_bytes, _model_seed, _path, _order
@@ -289,6 +308,10 @@ cdef Routing scanned(bytes path, bytes body):
                 ]]
             )
             break
+    routing.max_tokens = 0
+    for i in range(<int> MAX_COMPLETION_TOKENS, <int> MAX_TOKENS + 1):
+        if routing.max_tokens == 0:
+            routing.max_tokens = counted(found[i])
     if path is not _path:
         _path, _order = path, _prompts[path]
     routing._body = body
@@ -309,6 +332,7 @@ cdef Routing read_body(bytes path, bytes body):
         fields = routing_fields(path, body)
         routing = Routing.__new__(Routing)
         routing.model, routing.seed, routing.stream = fields.model, fields.seed, fields.stream
+        routing.max_tokens = fields.max_tokens
         routing._body = bytes(fields.prompt)
         routing.prompt_at = PyBytes_AS_STRING(routing._body)
         routing.prompt_size = len(routing._body)

@@ -24,6 +24,7 @@ from lodestar_fast.clock import Clock
 from lodestar_fast.config import FleetConfig
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.proxy.instance import Instance
+from lodestar_fast.proxy.prices import Prices
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ class Fleet:
     ) -> None:
         """make_pool(context, instance): the connections that carry requests. incidents: failures
         outside requests, counted by kind. engine_key: for the checks of engines that want one."""
-        self.config = config  # may be replaced; watchers read it anew
+        self.config = config  # replaced by use(); watchers read it anew
+        self._prices = Prices(config.engine_prices)
         self.engine_key = engine_key
         self.router = router
         self.now = clock.now
@@ -73,6 +75,13 @@ class Fleet:
         self._by_id: dict[str, Instance] = {}
         self._watchers: tuple[Watcher, ...] = ()
         self._models = b""
+
+    def use(self, config: FleetConfig, engine_key: bytes) -> None:
+        """Put new settings to use, whose prices were checked."""
+        self._prices = Prices(config.engine_prices)
+        self.config, self.engine_key = config, engine_key
+        for instance in self.all:
+            self.router.set_price(instance.slot, self._prices.of(instance.url))
 
     @property
     def all(self) -> Iterable[Instance]:
@@ -112,6 +121,7 @@ class Fleet:
         instance = Instance(self, slot, url, host, port)
         instance.pool = self._make_pool(self._context, instance)
         self.router.set_routable(slot, False)
+        self.router.set_price(slot, self._prices.of(url))
         self._by_id[instance.id] = instance
         self._context.instances[slot] = instance
         self.refresh()

@@ -27,6 +27,8 @@ ROUTES: dict[bytes, tuple[str, ...]] = {
     b"/detokenize": ("tokens",),
 }
 
+MOST_DIGITS = 8  # of a number of tokens; what is longer bounds nothing
+
 # GET paths that the router may answer by itself; a closed set, for it labels metrics.
 LOCAL = (b"/v1/models", b"/health", b"/liveness", b"/readiness", b"/version")
 
@@ -47,6 +49,10 @@ class _Body(Struct, gc=False):
     system: Raw = Raw()
     instructions: Raw = Raw()
     cache_salt: Raw = Raw()
+    # How long an answer may be. Raw: what is no number is for the engine to refuse.
+    max_completion_tokens: Raw = Raw()
+    max_output_tokens: Raw = Raw()
+    max_tokens: Raw = Raw()
 
 
 class Routing(Struct, gc=False):
@@ -54,12 +60,14 @@ class Routing(Struct, gc=False):
 
     model: "" if the body names none. prompt: the bytes that identify its prefix, perhaps empty.
     seed: what else the engine's cache depends on; two prompts with unlike seeds share no prefix.
+    max_tokens: that the answer may have at most; 0: not told.
     """
 
     model: str
     prompt: Raw
     seed: bytes
     stream: bool
+    max_tokens: int = 0
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -92,7 +100,15 @@ def routing_fields(path: bytes, body: bytes) -> Routing:
     seed = b"\0".join(
         (model.encode(), fields.cache_salt, fields.tools, fields.system, fields.instructions)
     )
-    return Routing(model, prompt, seed, fields.stream is True)
+    bounds = (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens)
+    most = next((n for n in map(_counted, bounds) if n), 0)
+    return Routing(model, prompt, seed, fields.stream is True, most)
+
+
+def _counted(value: Raw) -> int:
+    """A plain number of tokens; 0: it is none."""
+    text = bytes(value)
+    return int(text) if len(text) <= MOST_DIGITS and text.isdigit() else 0
 
 
 def _bad(code: str, message: str, param: str | None = None) -> ClientError:

@@ -22,7 +22,7 @@ cdef class RequestParser(MessageParser):
     cdef readonly bytes path  # without the query
     cdef readonly bytes request_id  # the client's, if it may be used
     cdef readonly bytes authorization
-    cdef readonly double slo_ttft  # seconds it asks for; 0: nothing
+    cdef readonly double slo_ttft  # seconds it asks for; 0: for nothing, -1: it does not say
     cdef readonly double slo_tpot
     cdef readonly bint slo_refused  # it asks for something that is no time
     cdef readonly bint old  # HTTP/1.0
@@ -42,5 +42,5 @@ cdef class RequestParser(MessageParser):
     cdef int _resync(self) except -1
     cdef void _refuse(self, int status, str reason)
     cdef void _check_target(self)
-    cdef double _tighter(self, double seconds, const char* p, Py_ssize_t n) except -1
+    cdef double _tighter(self, double seconds, const char* p, Py_ssize_t n) except? -1
     cdef void _check_head(self)

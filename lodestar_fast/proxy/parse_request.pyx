@@ -61,7 +61,7 @@ cdef class RequestParser(MessageParser):
         self.request_id = self.authorization = None
         self._host_valid = True
         self.old = self.expects = False
-        self.slo_ttft = self.slo_tpot = 0
+        self.slo_ttft = self.slo_tpot = -1
         self.slo_refused = False
         self.status = 0
         self.reason = None
@@ -226,9 +226,9 @@ cdef class RequestParser(MessageParser):
         return fields.end(field == PASS or field == AUTHORIZATION or field == CONTENT_TYPE
                           or field == RETRY_AFTER or field == SLO_TTFT or field == SLO_TPOT)
 
-    cdef double _tighter(self, double seconds, const char* p, Py_ssize_t n) except -1:
+    cdef double _tighter(self, double seconds, const char* p, Py_ssize_t n) except? -1:
         """An SLO with one more field that names it, in milliseconds: the least holds. It is a wish,
-        so what is no number is left, and noted; 0 is none."""
+        so what is no number is left, and noted. Seconds; 0 asks for none, -1: nothing is named."""
         cdef bytes text = p[:n].strip(b" \t")
         if not (len(text) <= SLO_DIGITS and text.replace(b".", b"", 1).isdigit()):
             self.slo_refused = True

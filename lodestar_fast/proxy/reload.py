@@ -15,7 +15,7 @@ import msgspec
 
 from lodestar_fast.config import Config
 from lodestar_fast.errors import ConfigError
-from lodestar_fast.proxy import kv_events
+from lodestar_fast.proxy import kv_events, prices
 from lodestar_fast.proxy.discovery.membership import STATIC
 from lodestar_fast.proxy.discovery.watching import sources
 from lodestar_fast.proxy.fleet import parse_url
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _SERVE = {
     "api_key_file",
     "forward_client_key",
+    "verified_key_file",
     "admin_key_file",
     "drain_grace",
     "log_level",
@@ -43,6 +44,7 @@ class Keys(NamedTuple):
     clients: frozenset[bytes] | None
     admins: frozenset[bytes] | None
     engine: bytes
+    verified: frozenset[bytes]
 
 
 def read_all_keys(config: Config) -> Keys:
@@ -55,10 +57,17 @@ def read_all_keys(config: Config) -> Keys:
             f"fleet.engine_api_key_file (--engine-api-key-file): "
             f"{config.fleet.engine_api_key_file} holds more than one key"
         )
+    verified = read_keys(
+        config.serve.verified_key_file, "serve.verified_key_file (--verified-key-file)"
+    )
+    clients = read_keys(config.serve.api_key_file, "serve.api_key_file (--api-key-file)")
+    if clients is not None and verified and not config.routing.tenant_header:
+        clients |= verified
     return Keys(
-        read_keys(config.serve.api_key_file, "serve.api_key_file (--api-key-file)"),
+        clients,
         read_keys(config.serve.admin_key_file, "serve.admin_key_file (--admin-key-file)"),
         next(iter(engines)) if engines else b"",
+        verified or frozenset(),
     )
 
 
@@ -96,6 +105,7 @@ def apply(proxy: Proxy, new: Config) -> None:
     keys = read_all_keys(new)
     urls = parse_urls(new.fleet.worker_urls)
     sources(new.discovery)
+    prices.check(new)
     kv_events.check(new.fleet.kv_events)
     if (count := proxy.members.would_be(STATIC, urls)) > new.routing.max_instances:
         raise ConfigError(

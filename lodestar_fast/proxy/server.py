@@ -34,7 +34,16 @@ from lodestar_fast.errors import BlobError, ConfigError
 from lodestar_fast.governor import Governor
 from lodestar_fast.learner import Learner
 from lodestar_fast.metrics import Collector
-from lodestar_fast.proxy import admin, decisions, health, kv_events, reload, scrape, snapshot
+from lodestar_fast.proxy import (
+    admin,
+    decisions,
+    health,
+    kv_events,
+    prices,
+    reload,
+    scrape,
+    snapshot,
+)
 from lodestar_fast.proxy.context import Context
 from lodestar_fast.proxy.discovery import watching
 from lodestar_fast.proxy.discovery.membership import STATIC, Membership
@@ -83,6 +92,7 @@ class Proxy:
         keys = read_all_keys(config)
         urls = parse_urls(config.fleet.worker_urls)
         watching.sources(config.discovery)
+        prices.check(config)
         kv_events.check(config.fleet.kv_events)
         self.kv_events = kv_events.Listener()
         self.context = Context(router, config.limits, clock, policy_name=router.policy.name)
@@ -126,8 +136,8 @@ class Proxy:
         if not limits.max_connections:
             self.context.max_connections = _connections()
         self.admin.keys = keys.admins
-        self.fleet.config = self.config.fleet
-        self.fleet.engine_key = keys.engine
+        self.fleet.use(self.config.fleet, keys.engine)
+        self.router.trust(keys.verified)
 
     def read_again(self, read: Callable[[], Config]) -> None:
         """On SIGHUP. A configuration with a mistake is reported, and changes nothing."""

@@ -25,7 +25,7 @@ cdef class Tries:
     cdef double _decision_seconds
     cdef tuple avoid  # slots that do not serve the model
     cdef bytes session  # whom the request belongs to; None: nobody says
-    cdef double slo_ttft, slo_tpot  # seconds that the client asks for; 0: nothing
+    cdef double slo_ttft, slo_tpot  # seconds that the client asks for; 0: nothing, -1: not said
     cdef bytes tenant  # who asks; None: nobody says
     cdef list _tried  # slots; None: no try has failed
     cdef bint _first_token

@@ -73,6 +73,7 @@ cdef class Tries:
             request.prompt, request.prompt_bytes = r.prompt_at, r.prompt_size
             request.seed, request.seed_bytes = PyBytes_AS_STRING(r.seed), len(r.seed)
             request.prompt_tokens, request.streaming = 0, r.stream
+            request.most_tokens = r.max_tokens
             decision = self.context.core.decide(
                 &request, start, avoid, self.session, self.slo_ttft, self.slo_tpot, self.tenant)
             self.ticket, self._slot = decision.ticket, decision.slot
@@ -80,7 +81,8 @@ cdef class Tries:
         else:
             self._decision = self.context.router.route(
                 r.prompt, start, 0, r.seed, avoid, r.stream, self.session,
-                slo_ttft=self.slo_ttft, slo_tpot=self.slo_tpot, tenant=self.tenant
+                slo_ttft=self.slo_ttft, slo_tpot=self.slo_tpot, tenant=self.tenant,
+                max_tokens=r.max_tokens
             )
             self.ticket, self._slot = self._decision.ticket, self._decision.slot
         self._decision_seconds = monotonic() - start

@@ -257,7 +257,7 @@ class Simulation:
         timer, prompt = self._timer, job.prompt
         began = timer() if timer else NAN
         try:
-            ttft, tpot = self._slo(job) if self._slo else (0.0, 0.0)
+            ttft, tpot = self._slo(job) if self._slo else (-1.0, -1.0)
             d = self.router.route(prompt, now, job.prompt_tokens, slo_ttft=ttft, slo_tpot=tpot)
         except NoInstanceError:
             self.outcomes.append(
