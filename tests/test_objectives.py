@@ -152,9 +152,7 @@ def test_the_cheaper_of_equals_and_the_dear_one_where_it_must() -> None:
 @given(price=st.floats(0, 100), more=st.floats(0, 100), weight=st.floats(0, 10))
 def test_no_score_falls_with_a_price(price: float, more: float, weight: float) -> None:
     for slo in (0.0, 5.0):
-        router = make_router(
-            weighted(model(), price_weight=weight, objective="e2e"), 2, **SMALL
-        )
+        router = make_router(weighted(model(), price_weight=weight, objective="e2e"), 2, **SMALL)
         got = []
         for asked in (price, price + more):
             router.set_price(0, asked)
