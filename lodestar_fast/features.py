@@ -6,6 +6,7 @@ SCHEMA_HASH: names the table in weight blobs, sample batches and checkpoints.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from lodestar_fast.core.policies import feature_table, schema_hash
@@ -19,6 +20,7 @@ INDEX: Final[dict[str, int]] = {name: column for column, (name, *_) in enumerate
 SCHEMA_HASH: Final[int] = schema_hash()
 
 
+@functools.cache
 def sample_dtype() -> np.dtype[Any]:
     """A row of Router.drain() (struct ls_sample in csrc/lodestar.h). Needs numpy.
 

@@ -19,6 +19,7 @@ The standardisation of training is folded into the first layer, so the core has 
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from typing import Any, Final, NamedTuple
@@ -141,8 +142,12 @@ class _Reader:
         return out
 
 
+@functools.lru_cache(maxsize=4)
 def parse(data: bytes) -> Blob:
-    """Read a blob by the rules of the core. Raises BlobError naming what does not fit."""
+    """Read a blob by the rules of the core. Raises BlobError naming what does not fit.
+
+    The newest are remembered: a round asks for the blob in use and the one it makes again.
+    """
     if len(data) < HEADER.size:
         raise BlobError(f"weight blob of {len(data)} bytes has no header")
     magic, format_, schema, version, width, depth = HEADER.unpack_from(data)

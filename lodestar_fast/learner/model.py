@@ -35,6 +35,8 @@ Layers = list[tuple[Rows, Rows]]  # (out, in) weight and (out,) bias, from the i
 
 log = logging.getLogger("lodestar.learner")
 
+WARM_UP = 3  # calls until TorchScript has compiled what it compiles
+
 
 def descend(
     x: Tensor, wanted: Tensor, batch: int, h1: int, h2: int,
@@ -87,6 +89,10 @@ def compiled() -> Callable[..., Any]:
     try:
         unit: Any = torch.jit.CompilationUnit(inspect.getsource(descend))
         script: Callable[..., Any] = unit.descend
+        # TorchScript compiles during the first calls, for 50 ms: now rather than beside requests.
+        with torch.inference_mode():
+            for _ in range(WARM_UP):
+                script(torch.ones(2, 1), torch.ones(2, 1), 1, 1, 1, *torch.ones(4, 6), 0)
     except (AttributeError, OSError, RuntimeError) as e:
         log.warning("learner trains under the GIL, without TorchScript: %s", e)
         return descend

@@ -38,7 +38,9 @@ log = logging.getLogger("lodestar.learner")
 
 QUEUED_BATCHES: Final = 32  # half a minute of ticks; a full drain is 1.1 MB
 PAUSE: Final = 0.002  # seconds between two parts of a round; the event loop has the GIL to itself
-TURN: Final = 0.0001  # seconds that the event loop may wait for a core the learner runs on
+# Seconds of a turn at a core they share: who has the shorter one takes it from the other at once.
+TURN: Final = 0.0005
+LOOPS_TURN: Final = 0.0001
 CHECKPOINT_SECONDS: Final = 30.0
 COMPLAINT_SECONDS: Final = 60.0  # between two log lines about a folder that cannot be written
 STALLED_SECONDS: Final = 60.0  # without a sign of life in or between rounds: reported as failed
@@ -143,6 +145,8 @@ class InlineLearner:
 class ThreadLearner:
     """Learns in a thread of its own, every round_seconds, from the moment it is made.
 
+    The thread that makes it is taken for the event loop's, and gets short turns at its core.
+
     before_round: for tests, called in the thread with the trainer before each round; may raise,
     block or spoil the trainer. backoff: seconds before the first restart after an exception,
     doubled up to a minute while exceptions go on.
@@ -175,6 +179,7 @@ class ThreadLearner:
         self._complained_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name="lodestar-learner", daemon=True)
         self._thread.start()
+        set_turn(LOOPS_TURN)
 
     # -- the event loop's side --
 

@@ -2,7 +2,8 @@
 
 Since 6.6 Linux lets a thread finish a turn, 1.4 to 3 ms by default, before it makes room for one
 that wakes, however low its priority: the event loop waits for the learner on a core they share.
-Since 6.12 a thread can ask for shorter turns. Older kernels make room at once, or cannot be asked.
+Since 6.12 a thread can ask for shorter turns, and one that wakes with shorter turns than who runs
+need not wait for the end of that one's. Older kernels make room at once, or cannot be asked.
 """
 
 from __future__ import annotations
