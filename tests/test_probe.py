@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
 import uvloop
 
 from lodestar_fast.proxy.health import check, parse_models
-from lodestar_fast.proxy.probe import Probe, ProbeError
+from lodestar_fast.proxy.probe import Heard, Probe, ProbeError
 from tests.tiny_engine import TinyEngine, page
 
 LONG = 30.0  # a time-out that no test waits for
@@ -125,6 +126,115 @@ def test_bytes_after_an_answer_never_become_the_next_one() -> None:
         assert await probe.get("/x", LONG) == (200, b"mine")
         assert await probe.get("/y", LONG) == (200, b"yours")
         assert engine.connections == 2
+
+    run(body)
+
+
+def test_repeated_questions_share_a_connection_and_end_when_told() -> None:
+    async def body(engine: TinyEngine, probe: Probe) -> None:
+        engine.pages["/x"] = page(b"1", 203)
+        heard: list[tuple[int, bytes]] = []
+
+        def hear(status: int, body: bytes, spent: float) -> float | None:
+            assert spent > 0
+            heard.append((status, body))
+            probe.authorize(b"key%d" % len(heard))
+            return 0.0 if len(heard) < 4 else None
+
+        await probe.repeat("/x", LONG, hear)
+        assert heard == [(203, b"1")] * 4
+        assert [b"Bearer key%d\r" % n in engine.heads[n] for n in (1, 2, 3)] == [True] * 3
+        assert await probe.get("/x", LONG) == (203, b"1")
+        assert engine.connections == 1
+
+    run(body)
+
+
+def saying(*pauses: float, then: Callable[[], None] = lambda: None) -> Heard:
+    """Says these after the first answers, and that it is the last one after the next. After the
+    first, `then` is called."""
+    said: list[float | None] = [*pauses, None]
+
+    def hear(status: int, body: bytes, spent: float) -> float | None:
+        if len(said) > len(pauses):
+            then()
+        return said.pop(0)
+
+    return hear
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (None, "timeout"),
+        (page(b"x" * 1001), "too_large"),
+        (b"220 mail ready\r\n", "malformed"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nx", "closed"),
+        (page(b"mine") + page(b"smuggled"), "malformed"),
+    ],
+    ids=["silence", "long", "smtp", "short", "two-answers"],
+)
+@pytest.mark.parametrize("late", [False, True], ids=["first", "second"])
+def test_an_irregular_answer_ends_a_series(answer: bytes | None, kind: str, late: bool) -> None:
+    async def body(engine: TinyEngine, probe: Probe) -> None:
+        engine.pages["/x"] = page(b"1") if late else answer
+        # What nobody asked for is noticed before there is another question.
+        pauses = (0.0, LONG) if late else (LONG,)
+        hear = saying(*pauses, then=lambda: engine.pages.update({"/x": answer}))
+        with pytest.raises(ProbeError) as e:
+            await probe.repeat("/x", 0.05, hear)
+        assert e.value.kind == kind
+        engine.pages["/x"] = page(b"2")
+        assert await probe.get("/x", LONG) == (200, b"2")
+
+    run(body)
+
+
+def test_a_series_goes_on_over_another_connection_when_the_engine_closes_one() -> None:
+    async def body(engine: TinyEngine, probe: Probe) -> None:
+        engine.pages["/x"] = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nall"
+        await probe.repeat("/x", LONG, saying(0.0))
+        assert engine.connections == 2
+        engine.pages["/x"] = page(b"1")
+        tasks: list[asyncio.Task[None]] = []
+
+        async def restart() -> None:
+            port = engine.port
+            await engine.stop()
+            await engine.start(port)
+
+        def then() -> None:
+            tasks.append(asyncio.ensure_future(restart()))
+
+        await probe.repeat("/x", LONG, saying(0.1, then=then))
+        assert engine.connections == 4 and tasks[0].done()
+
+    run(body)
+
+
+def test_who_closes_without_an_answer_is_not_asked_at_once_again() -> None:
+    async def body(engine: TinyEngine, probe: Probe) -> None:
+        engine.pages["/x"] = b""
+        await engine.stop()
+        server = await asyncio.start_server(
+            lambda _, writer: writer.close(), "127.0.0.1", engine.port
+        )
+        with pytest.raises(ProbeError, match="closed"):
+            await probe.repeat("/x", LONG, saying(0.0))
+        server.close()
+
+    run(body)
+
+
+def test_an_exception_of_the_hearer_ends_a_series_and_is_its_own() -> None:
+    async def body(engine: TinyEngine, probe: Probe) -> None:
+        engine.pages["/x"] = page(b"1")
+
+        def fail() -> None:
+            raise LookupError("mine")
+
+        with pytest.raises(LookupError, match="mine"):
+            await probe.repeat("/x", LONG, saying(0.0, then=fail))
 
     run(body)
 

@@ -86,7 +86,8 @@ class Load(NamedTuple):
 
 
 def lines(page: bytes, name: bytes) -> dict[bytes, bytes]:
-    """The sample lines of a metric by data-parallel rank: all that follows the name."""
+    """The sample lines of a metric by data-parallel rank, if there are several: all that follows
+    the name."""
     found: dict[bytes, bytes] = {}
     needle = b"\n" + name
     at = page.find(needle)
@@ -97,10 +98,12 @@ def lines(page: bytes, name: bytes) -> dict[bytes, bytes]:
             break  # a line that is cut off
         if page[start : start + 1] in (b"{", b" ", b"\t"):
             line = page[start:end]
-            rank = _RANK.search(line)
-            found.setdefault(rank[1] if rank else b"", line)
             # The samples of a metric stand together.
             at = end if page.startswith(needle, end) else -1
+            if at < 0 and not found:
+                return {b"": line}  # the only one, whatever its rank
+            rank = _RANK.search(line)
+            found.setdefault(rank[1] if rank else b"", line)
         else:  # a longer name that begins alike
             at = page.find(needle, end)
     return found
@@ -218,26 +221,29 @@ async def watch(fleet: Fleet, instance: Instance) -> None:
     probe = Probe(instance.host, instance.port, max_bytes=_PAGE_BYTES)
     reader = Reader(fleet, instance)
     told = True  # so that an engine we cannot read is named once
+    status = 0
+
+    def heard(code: int, body: bytes, spent: float) -> float | None:
+        nonlocal status, told
+        status = code
+        if code != 200 or not reader.take(body, fleet.now()):
+            return None
+        told = True
+        probe.authorize(fleet.engine_key)
+        return max(fleet.config.scrape_interval - spent, 3 * spent)
+
     try:
         while True:
-            started = fleet.now()
-            pause = fleet.config.scrape_interval
             probe.authorize(fleet.engine_key)
             try:
-                status, body = await probe.get("/metrics", _TIMEOUT)
+                await probe.repeat("/metrics", _TIMEOUT, heard)
             except ProbeError:
-                pause = max(pause, _RETRY)
+                pause = max(fleet.config.scrape_interval, _RETRY)
             else:
-                now = fleet.now()
-                if status == 200 and reader.take(body, now):
-                    told = True
-                    spent = now - started
-                    pause = max(pause - spent, 3 * spent)
-                else:
-                    pause = max(pause, _QUIET)
-                    if told:
-                        log.warning("engine %s: no load in its /metrics (%d)", instance.id, status)
-                        told = False
+                pause = max(fleet.config.scrape_interval, _QUIET)
+                if told:
+                    log.warning("engine %s: no load in its /metrics (%d)", instance.id, status)
+                    told = False
             await asyncio.sleep(pause)
     finally:
         probe.close()
