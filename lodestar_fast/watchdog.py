@@ -38,7 +38,7 @@ from lodestar_fast.core.modes import Guarded
 
 log = logging.getLogger(__name__)
 
-Arm = tuple[int, float, float, float]  # of Evidence: n, mean log ratio, its error, mean TTFT
+Arm = tuple[float, float, float, float]  # of Evidence: n, mean log ratio, its error, mean TTFT
 
 TRUSTED, TRIAL, DEMOTED = "trusted", "trial", "demoted"
 CAUSES: Final = ("raised", "absurd", "regret", "inaccurate", "stale", "slower")
@@ -130,7 +130,8 @@ class Watchdog:
                 f"it chooses what physics finds {factor(policy.regret)} as costly as the fallback's"
             )
         if self.evidence.window >= LEAST_WINDOW:
-            text = f"predictions are off by {factor(error)} in the median of {self._window()}"
+            seen = f"{n} verified ones" if (n := self.evidence.verified) else self._window()
+            text = f"predictions are off by {factor(error)} in the median of {seen}"
             if error > MOST_ERROR:
                 return "inaccurate", text
             if stale and error > MOST_ERROR_STALE:
@@ -219,6 +220,7 @@ class Watchdog:
             "next_hold": self._hold,
             "demotions": {cause: self.demotions[cause] for cause in CAUSES},
             "median_error": known(seen.error),
+            "verified": seen.verified,
             "drift": {
                 "fleet": seen.fleet_drifts,
                 "engine": seen.engine_drifts,
@@ -252,7 +254,7 @@ def known(value: float) -> float | None:
 def arm(values: Arm) -> dict[str, Any]:
     n, mean, error, ttft = values
     return {
-        "requests": n,
+        "requests": round(n, 1),
         "log_ratio": known(mean),
         "standard_error": known(error),
         "ttft_mean": known(ttft),

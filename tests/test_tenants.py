@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from lodestar_fast import features
 from lodestar_fast.config import LearnerConfig
 from lodestar_fast.core import Event
-from lodestar_fast.learner.tenants import LEAST, SHARE, factors
+from lodestar_fast.learner.tenants import factors
 from lodestar_fast.learner.train import Trainer
+from lodestar_fast.shares import LEAST, SHARE, VERIFIED
 from tests.batches import pack, physical
 from tests.oracle import make_router
 from tests.proxy_rig import Rig, chat, with_rig
@@ -57,6 +59,11 @@ async def test_a_gateway_may_name_the_tenant(rig: Rig) -> None:
 # -- what it may ---------------------------------------------------------------------------------
 
 
+def tags(n: int) -> NDArray[np.uint32]:
+    """So many tenants; their tags are odd."""
+    return 2 * np.arange(n, dtype=np.uint32) + 1
+
+
 WEIGHTS = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=12)
 
 
@@ -64,7 +71,7 @@ WEIGHTS = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=12)
 def test_no_tenant_has_more_than_its_share(own: list[float]) -> None:
     """But for the floor: below the share, or cut to the least, or the only one."""
     n = len(own)
-    got = factors(np.arange(n, dtype=np.uint32), np.array(own))
+    got = factors(tags(n), np.array(own))
     capped = got * own
     assert (got >= LEAST).all() and (got <= 1.0).all()
     above = capped > max(SHARE, 1 / n) * capped.sum() * (1 + 1e-9)
@@ -77,11 +84,19 @@ def test_no_tenant_has_more_than_its_share(own: list[float]) -> None:
 def test_one_tenant_alone_and_those_below_the_share_are_left_as_they_are() -> None:
     rng = np.random.default_rng(1)
     assert (factors(np.full(50, 7, np.uint32), rng.uniform(1, 2, 50)) == 1.0).all()
-    assert (factors(np.arange(50, dtype=np.uint32) % 5, np.ones(50)) == 1.0).all()
+    assert (factors(tags(50) % 5, np.ones(50)) == 1.0).all()
+
+
+def test_the_operators_own_requests_are_never_cut() -> None:
+    tenant = np.array([VERIFIED] * 80 + [3] * 15 + [5] * 3 + [7] * 2, np.uint32)
+    assert (factors(tenant, np.ones(100))[:80] == 1.0).all()
+    tenant[:80], tenant[80:95] = 3, VERIFIED
+    got = factors(tenant, np.ones(100))
+    assert got[:80].max() < 1.0 and (got[80:] == 1.0).all()
 
 
 def test_rows_of_one_tenant_share_its_factor() -> None:
-    tenant = np.array([1] * 80 + [2] * 7 + [3] * 7 + [4] * 6, np.uint32)
+    tenant = np.array([1] * 80 + [3] * 7 + [5] * 7 + [7] * 6, np.uint32)
     got = factors(tenant, np.ones(100))
     assert got[80:].tolist() == [1.0] * 20
     assert got[:80] == pytest.approx(SHARE / (1 - SHARE) * 20 / 80)
@@ -100,7 +115,7 @@ def traffic(rng: np.random.Generator, attacker: float, kind: str, k: int, named:
         data["x"][bad, features.INDEX["queue_seconds"]] = 0.0
     data["ttft"][bad] = 0.001 if kind == "quick" else data["ttft"][bad] * 10.0
     if named:
-        data["tenant"] = np.where(bad, 9, 1 + np.arange(200) % 3)
+        data["tenant"] = np.where(bad, 9, tags(200) % 6)
     return pack(data)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TypeAlias, final
 
-# n, mean of log(measured / reference), its standard error, mean TTFT in seconds; NaN where n is 0
-_Arm: TypeAlias = tuple[int, float, float, float]
+# n, mean of log(measured / reference), its standard error, mean TTFT in seconds; NaN where n is 0.
+# n: requests, those of a tenant that sends more than its share (shares.py) counted less than one.
+_Arm: TypeAlias = tuple[float, float, float, float]
 
 @final
 class Evidence:
@@ -18,7 +19,11 @@ class Evidence:
     @property
     def window(self) -> int: ...  # how many of them `error` is taken over, at most 128
     @property
-    def error(self) -> float: ...  # median |log(measured / predicted)|; NaN without any
+    def error(self) -> float:
+        """Median |log(measured / predicted)|; NaN without any. Of verified ones, if there are 16 of
+        the last five minutes; else of the window, each tenant weighing no more than its share."""
+    @property
+    def verified(self) -> int: ...  # over how many of those `error` is taken; 0: over the window
     @property
     def fleet_drifts(self) -> int: ...  # times that predictions drifted, since the start
     @property

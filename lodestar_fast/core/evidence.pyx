@@ -18,6 +18,10 @@ A watchdog reads a batch here before the learner gets it. Three questions:
 
 What ends before its first token (the client left, we gave up) has waited at least so long: it
 counts where that is already longer than predicted. An engine's failure is not the model's.
+
+Clients have a hand in what is measured. So no tenant counts for more than shares.py allows, and
+where enough verified first tokens came of late, the operator's own, the first question is answered
+by them alone: then others can neither hide that the model is wrong nor make it look so.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
@@ -29,10 +33,12 @@ from libc.string cimport memcpy, memset
 from lodestar_fast.core.lodestar cimport (
     LS_ABANDONED, LS_CONTROL, LS_DEMOTED, LS_EXPLORE, LS_F_own_seconds, LS_F_queue_seconds,
     LS_FIRST_TOKEN, LS_GUARD, LS_IDLE_SECONDS, LS_LEARNED, LS_MAX_INSTANCES, LS_OUT_OF_RANGE,
-    LS_SAMPLE_HEADER, LS_SAMPLE_MAGIC, LS_SHADOW, LS_TIMEOUT, ls_sample, ls_schema_hash,
+    LS_SAMPLE_HEADER, LS_SAMPLE_MAGIC, LS_SHADOW, LS_TIMEOUT, LS_VERIFIED, ls_sample,
+    ls_schema_hash,
 )
 
 from lodestar_fast.errors import BlobError
+from lodestar_fast.shares import LEAST, most
 
 cdef enum:
     AGREED = 0                  # the learned policy decided, as the fallback would have
@@ -45,13 +51,15 @@ cdef double DRIFT = 20.0        # standard deviations
 cdef double DRIFT_SLACK = 1.0
 cdef double MOST_OFF = 3.0      # standard deviations; one request counts at most so much
 cdef double HABIT = 1 / 512.0   # weight of one request in the fading means
+cdef int LEAST_CHECKED = 16     # verified first tokens that answer in place of all ...
+cdef double LATELY = 300.0      # ... if they are not older than so many seconds
 cdef double SAME = 1e-3         # relative difference of two estimates of one instance
 
 
-cdef bint passed(cusum *sums, double off) noexcept:
+cdef bint passed(cusum *sums, double off, double weight) noexcept:
     """Add one request; whether that was too much, then from 0."""
-    sums.up = max(0.0, sums.up + off - DRIFT_SLACK)
-    sums.down = max(0.0, sums.down - off - DRIFT_SLACK)
+    sums.up = max(0.0, sums.up + weight * (off - DRIFT_SLACK))
+    sums.down = max(0.0, sums.down + weight * (-off - DRIFT_SLACK))
     if sums.up <= DRIFT and sums.down <= DRIFT:
         return False
     sums.up = sums.down = 0
@@ -62,15 +70,16 @@ cdef bint passed(cusum *sums, double off) noexcept:
 cdef class Evidence:
     def __cinit__(self):
         self.spread, self.drifted = 0.25, -2
+        self.factors = {}
 
-    cdef void follow(self, unsigned int slot, double error) noexcept:
+    cdef void follow(self, unsigned int slot, double error, double weight) noexcept:
         cdef double off = max(-MOST_OFF, min(MOST_OFF, (error - self.habit) / sqrt(self.spread)))
-        self.spread += ((error - self.habit) ** 2 - self.spread) * HABIT
-        self.habit += (error - self.habit) * HABIT
-        if slot < LS_MAX_INSTANCES and passed(&self.engines[slot], off):
+        self.spread += ((error - self.habit) ** 2 - self.spread) * HABIT * weight
+        self.habit += (error - self.habit) * HABIT * weight
+        if slot < LS_MAX_INSTANCES and passed(&self.engines[slot], off, weight):
             self.engine_drifts += 1
             self.drifted, self.slower = <int>slot, off > 0
-        if passed(&self.fleet, off):
+        if passed(&self.fleet, off, weight):
             self.fleet_drifts += 1
             self.drifted, self.slower = -1, off > 0
 
@@ -79,6 +88,7 @@ cdef class Evidence:
         cdef uint32_t head[6]
         cdef uint64_t schema
         cdef Py_ssize_t i
+        cdef const ls_sample *first
         PyObject_GetBuffer(batch, &view, PyBUF_SIMPLE)
         try:
             if view.len < LS_SAMPLE_HEADER:
@@ -91,24 +101,46 @@ cdef class Evidence:
                 or view.len != LS_SAMPLE_HEADER + <Py_ssize_t>head[4] * <Py_ssize_t>head[5]
             ):
                 raise BlobError("not a sample batch of this build")
+            first = <const ls_sample *>(<const char *>view.buf + LS_SAMPLE_HEADER)
             for i in range(head[4]):
-                self.weigh(<const ls_sample *>(
-                    <const char *>view.buf + LS_SAMPLE_HEADER + i * <Py_ssize_t>sizeof(ls_sample)))
+                if telling(&first[i]):
+                    self.senders[self.sent % SENT] = first[i].tenant
+                    self.sent += 1
+            self.factors = self.shared_out()
+            for i in range(head[4]):
+                if telling(&first[i]):
+                    self.weigh(&first[i])
         finally:
             PyBuffer_Release(&view)
 
-    cdef void weigh(self, const ls_sample *s) noexcept:
-        cdef bint censored = s.event == LS_ABANDONED or s.event == LS_TIMEOUT
-        if not (s.event == LS_FIRST_TOKEN or censored) or not isfinite(s.ttft):
-            return
-        if not isfinite(s.predicted) or censored and s.ttft <= s.predicted:
-            return
+    cdef dict shared_out(self):
+        """What a request of each tenant counts that sends more than its share."""
+        cdef dict counts = {}
+        cdef Py_ssize_t i
+        for i in range(min(self.sent, SENT)):
+            counts[self.senders[i]] = counts.get(self.senders[i], 0) + 1
+        if len(counts) < 2:
+            return {}
+        allowed = most(counts.values())
+        return {
+            tenant: max(LEAST, allowed / n)
+            for tenant, n in counts.items() if n > allowed and tenant != LS_VERIFIED
+        }
+
+    cdef int weigh(self, const ls_sample *s) except -1:
         cdef Py_ssize_t at
-        self.measured += 1
+        cdef bint censored = s.event != LS_FIRST_TOKEN
+        cdef double weight = self.factors.get(s.tenant, 1.0) if self.factors else 1.0
         cdef double error = log((s.ttft + FLOOR) / (s.predicted + FLOOR))
-        self.errors[self.at] = fabs(error)
+        self.measured += 1
+        self.newest = max(self.newest, s.dispatched)
+        self.errors[self.at], self.weights[self.at] = fabs(error), weight
+        if s.tenant == LS_VERIFIED:
+            at = self.checks % WINDOW
+            self.checked[at][0], self.checked[at][1] = fabs(error), s.dispatched
+            self.checks += 1
         if not censored:
-            self.follow(s.slot, error)
+            self.follow(s.slot, error, weight)
         self.at = (self.at + 1) % WINDOW
         self.held = min(self.held + 1, WINDOW)
         if not censored:
@@ -117,7 +149,7 @@ cdef class Evidence:
             self.reasons[at] = s.reason
             self.paired += 1
         if not s.reference > 0:
-            return
+            return 0
         cdef int arm
         cdef double chosen
         if s.reason in (LS_SHADOW, LS_CONTROL, LS_DEMOTED):
@@ -126,17 +158,18 @@ cdef class Evidence:
             chosen = LS_IDLE_SECONDS + s.x[LS_F_own_seconds] + s.x[LS_F_queue_seconds]
             arm = AGREED if fabs(chosen - s.reference) <= SAME * s.reference else DEVIATED
         else:
-            return
+            return 0
         cdef tally *t = &self.arms[arm]
         cdef double ratio = log((s.ttft + FLOOR) / (s.reference + FLOOR))
         ratio = max(-MOST_RATIO, min(MOST_RATIO, ratio))
         cdef double step = ratio - t.mean
-        t.n += 1
-        t.mean += step / t.n
-        t.square += step * (ratio - t.mean)
-        t.ttft += s.ttft
+        t.n += weight
+        t.mean += weight * step / t.n
+        t.square += weight * step * (ratio - t.mean)
+        t.ttft += weight * s.ttft
         self.requests[arm == CONTROL] += 1
         self.seconds[arm == CONTROL] += s.ttft
+        return 0
 
     @property
     def window(self):
@@ -145,9 +178,31 @@ cdef class Evidence:
     @property
     def error(self):
         cdef Py_ssize_t i
-        if self.held == 0:
-            return float("nan")
-        return sorted([self.errors[i] for i in range(self.held)])[self.held // 2]
+        cdef double passed = 0, total = 0
+        cdef list checked = self.verified_errors()
+        if len(checked) >= LEAST_CHECKED:
+            return sorted(checked)[len(checked) // 2]
+        cdef list pairs = sorted([(self.errors[i], self.weights[i]) for i in range(self.held)])
+        for i in range(self.held):
+            total += self.weights[i]
+        for error, weight in pairs:
+            passed += weight
+            if passed > total / 2:
+                return error
+        return float("nan")
+
+    cdef list verified_errors(self):
+        """Those that are not too old."""
+        cdef Py_ssize_t i
+        return [
+            self.checked[i][0] for i in range(min(self.checks, WINDOW))
+            if self.checked[i][1] >= self.newest - LATELY
+        ]
+
+    @property
+    def verified(self):
+        cdef Py_ssize_t n = len(self.verified_errors())
+        return n if n >= LEAST_CHECKED else 0
 
     def recent(self):
         cdef Py_ssize_t i, n = min(self.paired, PAIRS)
@@ -155,7 +210,7 @@ cdef class Evidence:
             (self.paired - n + k) % PAIRS for k in range(n))]
 
     def forget(self):
-        self.held = self.at = 0
+        self.held = self.at = self.checks = 0
         memset(&self.fleet, 0, sizeof(self.fleet))
         memset(self.engines, 0, sizeof(self.engines))
         self.compare_anew()
@@ -189,9 +244,17 @@ cdef class Evidence:
         return about(&self.arms[CONTROL])
 
 
+cdef bint telling(const ls_sample *s) noexcept:
+    """Whether it is a first token, or an end before it, that says something of a prediction."""
+    cdef bint censored = s.event == LS_ABANDONED or s.event == LS_TIMEOUT
+    if not (s.event == LS_FIRST_TOKEN or censored) or not isfinite(s.ttft):
+        return False
+    return isfinite(s.predicted) and not (censored and s.ttft <= s.predicted)
+
+
 cdef tuple about(const tally *t):
     """(n, mean log ratio, its standard error, mean TTFT in seconds)."""
     cdef double nan = float("nan")
     if t.n == 0:
         return 0, nan, nan, nan
-    return t.n, t.mean, sqrt(t.square / t.n / max(1, t.n - 1)), t.ttft / t.n
+    return t.n, t.mean, sqrt(t.square / t.n / max(1.0, t.n - 1)), t.ttft / t.n

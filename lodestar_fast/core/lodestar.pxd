@@ -171,7 +171,9 @@ cdef extern from "lodestar.h" nogil:
         int streaming
 
     struct ls_sample:
+        double dispatched
         uint16_t slot
+        uint32_t tenant
         float *x
         float ttft, predicted, reference
         uint8_t reason, event

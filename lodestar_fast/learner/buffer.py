@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from lodestar_fast import features
 from lodestar_fast.errors import BlobError
 from lodestar_fast.learner import reward, tenants
+from lodestar_fast.shares import VERIFIED
 
 MAGIC = 0x4C53534D
 FORMAT = 2
@@ -35,6 +36,7 @@ FIRST_TOKEN, DONE, FAILED, ABANDONED, TIMEOUT = 0, 3, 4, 5, 6
 GIVEN_UP = (ABANDONED, TIMEOUT)
 KINDS = ("first_token", "done", "failed", "censored", "cut", "refused")
 
+LEAST_VERIFIED = 32  # rows for a judgement
 MAX_TTFT = 3600.0  # seconds; request_timeout's default, beyond it a measurement is a mistake
 MAX_FEATURE = 1e6  # rows are scaled to about 1 in size; a million is no measurement either
 
@@ -188,6 +190,12 @@ class Buffer:
     def latest(self, count: int) -> NDArray[np.intp]:
         """Positions of the newest rows, oldest first; at most so many."""
         return np.arange(self.total - min(count, self.total, self.ring), self.total) % self.ring
+
+    def verified(self, count: int) -> NDArray[np.intp]:
+        """Of the newest rows the operator's own, at most so many; none if they are few."""
+        newest = self.latest(self.ring)
+        found: NDArray[np.intp] = newest[self.tenant[newest] == VERIFIED][-count:]
+        return found if len(found) >= LEAST_VERIFIED else found[:0]
 
     def fresh(self) -> NDArray[np.intp]:
         """Positions of the rows that came since settle(), oldest first (never seen by a fit)."""

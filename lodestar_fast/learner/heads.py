@@ -13,6 +13,8 @@ between. A streamed answer teaches its own; a plain one shows no first token, so
 (e2e - T) / (tokens - 1), and nothing else.
 
 Answer: the recent mean of output tokens. Together: e2e = TTFT + (answer - 1) TPOT.
+
+In all of it no tenant weighs more than tenants.py allows.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from numpy.typing import NDArray
 
 from lodestar_fast import features
 from lodestar_fast.errors import BlobError
-from lodestar_fast.learner import export, reward
+from lodestar_fast.learner import export, reward, tenants
 from lodestar_fast.learner.buffer import ABANDONED, DONE, FIRST_TOKEN, TIMEOUT, plausible
 from lodestar_fast.learner.linear import LinearModel, Term
 
 Rows = NDArray[np.float32]
 Vector = NDArray[np.float64]
+Errors = tuple[Vector, NDArray[np.uint32]]
 
 QUANTILE: Final = 0.9
 WINDOW: Final = 512  # errors, of either kind
@@ -61,10 +64,12 @@ class Fading:
     def __init__(self) -> None:
         self.total = self.weight = 0.0
 
-    def add(self, values: NDArray[Any]) -> None:
-        decay = math.exp(-len(values) / MEMORY)
-        self.total = self.total * decay + float(values.sum(dtype=np.float64))
-        self.weight = self.weight * decay + len(values)
+    def add(self, values: NDArray[Any], weights: Vector) -> None:
+        """weights: at most 1 each."""
+        count = float(weights.sum())
+        decay = math.exp(-count / MEMORY)
+        self.total = self.total * decay + float((values * weights).sum(dtype=np.float64))
+        self.weight = self.weight * decay + count
 
     @property
     def mean(self) -> float:
@@ -76,25 +81,36 @@ class Window:
 
     def __init__(self) -> None:
         self.values: Vector = np.zeros(WINDOW)
+        self.whose: NDArray[np.uint32] = np.zeros(WINDOW, np.uint32)
         self.total = 0
 
-    def add(self, errors: Vector) -> None:
+    def add(self, errors: Vector, whose: NDArray[np.uint32]) -> None:
         kept = errors[-WINDOW:]
         at = np.arange(self.total + len(errors) - len(kept), self.total + len(errors)) % WINDOW
-        self.values[at] = kept
+        self.values[at], self.whose[at] = kept, whose[-WINDOW:]
         self.total += len(errors)
 
     def __len__(self) -> int:
         return min(self.total, WINDOW)
 
-    def newest(self) -> Vector:
-        return self.values[: len(self)]
+    def newest(self) -> Errors:
+        """Errors, and whose they are."""
+        return self.values[: len(self)], self.whose[: len(self)]
 
 
-def upper(errors: Vector, level: float = QUANTILE) -> float:
-    """The log factor that holds that share of errors like these, the next one counted in."""
-    rank = min(math.ceil((len(errors) + 1) * level), len(errors))
-    value = float(np.partition(errors, rank - 1)[rank - 1])
+def upper(errors: Vector, level: float = QUANTILE, weights: Vector | None = None) -> float:
+    """The log factor that holds that share of errors like these, the next one counted in.
+
+    weights: of the errors, at most 1 each; None: 1.
+    """
+    if weights is None or weights.min() == 1.0:
+        rank = min(math.ceil((len(errors) + 1) * level), len(errors))
+        value = float(np.partition(errors, rank - 1)[rank - 1])
+    else:
+        order = np.argsort(errors)
+        below = np.cumsum(weights[order])
+        rank = int(np.searchsorted(below, (below[-1] + 1) * level))
+        value = float(errors[order[min(rank, len(errors) - 1)]])
     return min(max(value, -MOST_FACTOR), MOST_FACTOR)
 
 
@@ -109,6 +125,8 @@ class Heads:
         self.answer = Fading()  # tokens
         self.coverage = Fading()  # of first tokens: 1 within the upper quantile told before
         self.pace_error, self.e2e_error = Fading(), Fading()  # absolute log errors
+        self._asked, self._answered = tenants.Recent(WINDOW), tenants.Recent(WINDOW)
+        self._paced = tenants.Recent(WINDOW)
         self.told = export.Heads()
 
     def add(self, rows: NDArray[Any]) -> None:
@@ -130,17 +148,21 @@ class Heads:
         told = np.where(loaded, self.told.upper[1], self.told.upper[0])
         gone = ((event == ABANDONED) | (event == TIMEOUT)) & (error > told)
         counted = (event == FIRST_TOKEN) | gone
-        within = (error <= told)[counted]
-        self.coverage.add(within)
-        self.level += STEP * float((QUANTILE - within).sum())
+        within, tenant = (error <= told)[counted], rows["tenant"]
+        share = self._asked.factors(tenant[counted], np.ones(len(within)))
+        self.coverage.add(within, share)
+        self.level += STEP * float(((QUANTILE - within) * share).sum())
         self.level = min(max(self.level, LEVELS[0]), LEVELS[1])
         for kind, window in enumerate(self.windows):
-            window.add(error[counted & (loaded == kind)])
+            of_kind = counted & (loaded == kind)
+            window.add(error[of_kind], tenant[of_kind])
 
     def _answers(self, rows: NDArray[Any]) -> None:
         """Ended answers: how long, and how long a token took."""
         tokens = rows["output_tokens"].astype(np.float64)
-        self.answer.add(tokens[tokens > 0])
+        some = tokens > 0
+        share = self._answered.factors(rows["tenant"][some], np.ones(int(some.sum())))
+        self.answer.add(tokens[some], share)
         rows, tokens = rows[tokens > 1], tokens[tokens > 1]
         e2e, first = rows["e2e"].astype(np.float64), rows["predicted"].astype(np.float64)
         plain = np.isnan(rows["tpot"])
@@ -151,22 +173,25 @@ class Heads:
         e2e, tokens = e2e[known], tokens[known]
         if not len(x):
             return
+        now = x[:, features.INDEX["inter_token_seconds"]].astype(np.float64)
+        weight = reward.pace_weight(now)
+        share = self._paced.factors(rows["tenant"][known], weight)
         guess = np.maximum(self.pace.predict(x), export.LEAST_TPOT)
-        self.pace_error.add(np.abs(np.log(paced / guess)))
+        self.pace_error.add(np.abs(np.log(paced / guess)), share)
         total = first + (tokens - 1) * guess
         judged = np.isfinite(total) & (e2e > 0)
-        self.e2e_error.add(np.abs(np.log(e2e[judged] / total[judged])))
-        now = x[:, features.INDEX["inter_token_seconds"]].astype(np.float64)
+        self.e2e_error.add(np.abs(np.log(e2e[judged] / total[judged])), share[judged])
         ended = rows["dispatched"][known] + e2e
-        self.pace.enter(x, reward.pace_label(paced, now), reward.pace_weight(now), ended)
+        self.pace.enter(x, reward.pace_label(paced, now), weight * share, ended)
         self.answers += len(x)
 
     def solve(self) -> export.Heads:
         """What the next weights tell."""
-        both = np.concatenate([window.newest() for window in self.windows])
+        kinds = [window.newest() for window in self.windows]
+        both = np.concatenate([k[0] for k in kinds]), np.concatenate([k[1] for k in kinds])
         factors = [
-            self._factor(window.newest(), both, past)
-            for window, past in zip(self.windows, self.told.upper, strict=True)
+            self._factor((kind, both), past)
+            for kind, past in zip(kinds, self.told.upper, strict=True)
         ]
         slopes = self.told.tpot
         if self.answers >= MIN_ANSWERS:
@@ -181,10 +206,12 @@ class Heads:
         self.told = export.Heads((factors[0], factors[1]), answer, slopes)
         return self.told
 
-    def _factor(self, errors: Vector, both: Vector, past: float) -> float:
+    def _factor(self, kinds: tuple[Errors, Errors], past: float) -> float:
         """Of its own kind's errors; of all if those are few; if there are few at all, as it was."""
-        enough = next((some for some in (errors, both) if len(some) >= LEAST), None)
-        return past if enough is None else upper(enough, self.level)
+        for errors, whose in kinds:
+            if len(errors) >= LEAST:
+                return upper(errors, self.level, tenants.factors(whose, np.ones(len(whose))))
+        return past
 
     def status(self) -> dict[str, Any]:
         """For metrics and the admin port. Errors: mean absolute log errors, NaN: nothing known."""

@@ -1,27 +1,13 @@
-"""How much each tenant may teach: nobody more than a share, while there are others.
-
-A client controls part of what is measured: it chooses its prompts, reads slowly, gives up. One that
-sends most of the traffic would otherwise write the model for all. So where a tenant's weight in the
-rows at hand is more than SHARE of all, its rows count less, and the rest decides:
-
-    factor = SHARE total / own weight       total: what is left of all when everyone is capped
-
-With n < 4 tenants the share is 1/n. A row counts LEAST at the least. For else, beside one client
-that makes nearly all traffic, a handful of stray requests would be all there is to learn from (and
-their sender could write the model); with it the share holds for a tenant of up to nine tenths.
-"""
+"""How much each tenant may teach: the rule of shares.py on the weights of rows."""
 
 from __future__ import annotations
-
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float64]
+from lodestar_fast import shares
 
-SHARE: Final = 0.3
-LEAST: Final = 0.03
+Vector = NDArray[np.float64]
 
 
 def factors(tenant: NDArray[np.uint32], weight: Vector) -> Vector:
@@ -30,20 +16,23 @@ def factors(tenant: NDArray[np.uint32], weight: Vector) -> Vector:
     if len(names) < 2:
         return np.ones(len(tenant))
     own: Vector = np.bincount(of, weight).astype(np.float64)
-    out: Vector = np.clip(_capped(own) / own, LEAST, 1.0)[of]
+    factor = np.clip(shares.most(own.tolist()) / own, shares.LEAST, 1.0)
+    factor[names == shares.VERIFIED] = 1.0
+    out: Vector = factor[of]
     return out
 
 
-def _capped(own: Vector) -> Vector:
-    """The weights, the largest cut to SHARE of their then sum (1/n of it if there are n < 4)."""
-    share = max(SHARE, 1.0 / len(own))
-    order = np.sort(own)[::-1]
-    rest = float(order.sum())
-    for count, largest in enumerate(order):
-        # With `count` cut already, is the next one within its share?
-        total = rest / (1.0 - share * count)
-        if largest <= share * total or share * (count + 1) >= 1.0:
-            break
-        rest -= float(largest)
-    out: Vector = np.minimum(own, max(share * total, float(largest)))
-    return out
+class Recent:
+    """Who sent the newest rows of a stream, for a fit that keeps sums and no rows."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._tenant: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._weight: Vector = np.zeros(0)
+
+    def factors(self, tenant: NDArray[np.uint32], weight: Vector) -> Vector:
+        """(n,) factors on the weights of these rows, which are the newest now."""
+        n = len(tenant)
+        self._tenant = np.concatenate([self._tenant, tenant])[-max(self._size, n) :]
+        self._weight = np.concatenate([self._weight, weight])[-max(self._size, n) :]
+        return factors(self._tenant, self._weight)[len(self._tenant) - n :]

@@ -214,19 +214,22 @@ class Trainer:
         except BlobError as e:
             self._refuse(str(e))
             return None
-        if self.blob and not self._holds(blob):
-            self._refuse("worse than the weights in use on the newest first tokens")
-            return None
+        if self.blob:
+            newest, verified = self.buffer.latest(NEWEST), self.buffer.verified(NEWEST)
+            for what, rows in (("newest", newest), ("newest verified", verified)):
+                if len(rows) and not self._holds(blob, rows):
+                    self._refuse(f"worse than the weights in use on the {what} first tokens")
+                    return None
         self.version += 1
         self.blob = blob
         return blob
 
-    def _holds(self, blob: bytes) -> bool:
+    def _holds(self, blob: bytes, newest: NDArray[np.intp]) -> bool:
         """Whether a blob predicts the newest first tokens about as well as the live one, or better.
 
-        It was fitted to them, the live one only to the older of them: worse even so, it is broken.
+        It was fitted to them, the live one only to the older of them: worse even so, it is broken,
+        or, on verified ones, taught by somebody who is not like them.
         """
-        newest = self.buffer.latest(NEWEST)
         x, ttft = self.buffer.x[newest], np.maximum(self.buffer.ttft[newest], 1e-4)
         censored = self.buffer.censored[newest]
         new, live = (
