@@ -65,11 +65,12 @@ def test_who_cannot_keep_it_is_not_chosen_while_one_can() -> None:
     # 0.36 s, on the first, where eight others answer, 0.16 s may be 0.20 s.
     chosen = {}
     for slo in (0.0, 0.25, 0.5):
-        router = loaded(weighted(model(), margin=1.0, load_weight=0.2), [1000, 2000])
+        policy = weighted(model(), margin=1.0, load_weight=0.2, spare_weight=0.0)
+        router = loaded(policy, [1000, 2000])
         router.policy = Fixed(0)
         for _ in range(8):
             router.observe(router.route(b"x" * 64, 0.0, 10).ticket, Event.FIRST_TOKEN, 0.0)
-        router.policy = weighted(model(), margin=1.0, load_weight=0.2)
+        router.policy = policy
         chosen[slo] = router.route(b"z" * 64, 0.0, 100, slo_ttft=slo).slot
     assert chosen == {0.0: 0, 0.25: 0, 0.5: 1}
 

@@ -65,9 +65,33 @@ def close(a: float, b: float, to: float = 2e-5) -> bool:
     return math.isclose(a, b, rel_tol=to, abs_tol=1e-9)
 
 
-def others(c: dict[str, Any], crowd: float) -> float:
-    """By how much work on this candidate counts for those it delays."""
-    return float((0.005 + 0.2 * crowd) * c["inflight"] + 0.2 * c["waiting"])
+def crowd_of(row: Row) -> float:
+    candidates = row["candidates"]
+    free = sum(1 / (1 + min(c["waiting"], c["queued"] / 1000)) for c in candidates)
+    return max(0.0, len(candidates) / free - 2)
+
+
+def priced(row: Row, seconds: Any, answer: float, capacities: dict[str, int]) -> list[float]:
+    """Seconds, with what the request costs others: the scores, if it has no aim of its own."""
+    crowd, scores = crowd_of(row), []
+    work = [c["x"][OWN_SECONDS] for c in row["candidates"]]
+    spare_weight = 0 if row.get("slo_ttft") or row.get("slo_tpot") else 0.5
+    delays = [w * (c["inflight"] + 0.5) for w, c in zip(work, row["candidates"], strict=True)]
+    for t, w, c in zip(seconds, work, row["candidates"], strict=True):
+        delayed = (0.005 + 0.2 * crowd) * c["inflight"] + 0.2 * c["waiting"]
+        usual = w * c["inflight"] * len(delays) / sum(delays)
+        kv = c["occupancy"] + answer / 2 * (c["inflight"] + 1) / capacities[c["name"]]
+        scores.append(
+            (t + w * delayed) * (1 + spare_weight * usual) * (1 + 2 * max(0.0, kv - 0.85))
+        )
+    return scores
+
+
+def capacities_of(world: Simulation, rows: list[Row]) -> dict[str, int]:
+    """Of the KV cache, in tokens, by the name of the instance."""
+    gpus = {engine.spec.gpu: engine.spec.kv_tokens for engine in world.engines}
+    names = {c["name"] for row in rows for c in row["candidates"]}
+    return {name: next(n for gpu, n in gpus.items() if gpu in name) for name in names}
 
 
 @pytest.mark.parametrize(("n", "rate"), [(1000, 6.0), (300, 60.0)], ids=["calm", "overload"])
@@ -75,19 +99,15 @@ def test_a_thousand_decisions_can_be_recomputed_from_their_rows(n: int, rate: fl
     policy, model = learned()
     world, rows = simulate(policy, n, rate)
     assert len(rows) == n
-    crowded = 0
+    crowded, capacities = 0, capacities_of(world, rows)
     for row, outcome in zip(rows, world.outcomes, strict=True):
         candidates = row["candidates"]
         chosen, fallback = candidates[row["chosen"]], candidates[row["fallback"]]
         x = (np.array([c["x"] for c in candidates]) * SCALE).astype("<f4")
         predicted = model.predict(x)
         outside = (x > model.range_high).any(axis=1)
-        crowd = max(0.0, len(x) / sum(1 / (1 + c["waiting"]) for c in candidates) - 2)
-        crowded += crowd > 0
-        scores = [
-            (t + c["x"][OWN_SECONDS] * others(c, crowd)) * (1 + 2 * max(0.0, c["occupancy"] - 0.85))
-            for t, c in zip(predicted, candidates, strict=True)
-        ]
+        crowded += crowd_of(row) > 0
+        scores = priced(row, predicted, model.answer, capacities)
         for c, t, score, out in zip(candidates, predicted, scores, outside, strict=True):
             assert close(c["predicted"], t, 1e-4) and close(c["score"], score, 1e-4)
             assert c["outside"] == out
@@ -139,7 +159,9 @@ def test_decisions_with_an_slo_can_be_recomputed_too() -> None:
     world.run()
     seen: Counter[str] = Counter()
     counted: Counter[tuple[str, str]] = Counter()
-    for row, job in zip(rows_of(world.router), jobs, strict=True):
+    rows = rows_of(world.router)
+    capacities = capacities_of(world, rows)
+    for row, job in zip(rows, jobs, strict=True):
         ttft, tpot = asked(job)
         if not (ttft or tpot):
             assert "objective" not in row and "upper" not in row["candidates"][0]
@@ -150,12 +172,8 @@ def test_decisions_with_an_slo_can_be_recomputed_too() -> None:
         x = (np.array([c["x"] for c in candidates]) * SCALE).astype("<f4")
         upper, pace = model.predict_upper(x), model.predict_tpot(x)
         over = np.maximum(upper / ttft if ttft else 0, pace / tpot if tpot else 0)
-        crowd = max(0.0, len(x) / sum(1 / (1 + c["waiting"]) for c in candidates) - 2)
-        costs = []
-        for c, t in zip(candidates, model.predict(x), strict=True):
-            kv = 1 + 2 * max(0.0, c["occupancy"] - 0.85)
-            work = c["x"][features.INDEX["own_seconds"]]
-            costs.append((t + work * others(c, crowd)) * kv - t)
+        seconds = model.predict(x)
+        costs = np.array(priced(row, seconds, model.answer, capacities)) - seconds
         some = (over <= 1).any()
         unit = ttft or tpot
         scores = [
@@ -196,18 +214,17 @@ def test_objective_e2e_can_be_recomputed_too() -> None:
     model = learned()[1]
     policy = Lodestar(objective="e2e")
     policy.load(model.blob())
-    for row in simulate(policy, 300)[1]:
+    world, rows = simulate(policy, 300)
+    capacities = capacities_of(world, rows)
+    for row in rows:
         candidates = row["candidates"]
         assert row["objective"] == "e2e" and row["slo_met"] is None
         x = (np.array([c["x"] for c in candidates]) * SCALE).astype("<f4")
-        crowd = max(0.0, len(x) / sum(1 / (1 + c["waiting"]) for c in candidates) - 2)
-        plain, scores = [], []
-        for c, t, pace in zip(candidates, model.predict(x), model.predict_tpot(x), strict=True):
-            work = c["x"][features.INDEX["own_seconds"]]
-            kv = 1 + 2 * max(0.0, c["occupancy"] - 0.85)
-            plain.append((t + work * others(c, crowd)) * kv)
+        plain, scores = priced(row, model.predict(x), model.answer, capacities), []
+        for c, cost, pace in zip(candidates, plain, model.predict_tpot(x), strict=True):
+            work = c["x"][OWN_SECONDS]
             answering = c["inflight"] - c["waiting"]
-            scores.append(plain[-1] + (model.answer - 1) * pace + 0.5 * work * answering)
+            scores.append(cost + (model.answer - 1) * pace + 0.5 * work * answering)
             assert close(c["score"], scores[-1], 1e-4)
         fallback = row["fallback"]
         bar = scores[fallback] - (1 - 1 / row["margin"]) * plain[fallback]

@@ -39,7 +39,8 @@ def test_lodestar_follows_the_model_beyond_the_margin() -> None:
 
 
 def test_lodestar_lets_the_heuristic_stand_inside_the_margin() -> None:
-    router = make_router(weighted(base=1.0, reported_waiting=1.0), instances=2)
+    policy = weighted(policy=Lodestar(spare_weight=0), base=1.0, reported_waiting=1.0)
+    router = make_router(policy, instances=2)
     router.report(1, 0.0, 0, 1, 0)  # 1.0625 against 1.0 seconds: 6 %
     router.route(b"", 0.0, avoid=[1])
     decision = router.route(b"", 0.0)
@@ -68,7 +69,8 @@ def test_lodestar_counts_what_own_work_costs_those_who_decode(
     load_weight: float, slot: int
 ) -> None:
     """Slot 0 decodes 40 requests, slot 1 one. LMETRIC prefers slot 0, for slot 1 has a queue."""
-    policy = weighted(policy=Lodestar(load_weight=load_weight, wait_weight=0.0), base=0.001)
+    policy = Lodestar(load_weight=load_weight, wait_weight=0.0, spare_weight=0.0)
+    weighted(policy=policy, base=0.001)
     router = make_router(policy, instances=2)
     for _ in range(40):
         ticket = router.route(b"", 0.0, avoid=[1]).ticket
@@ -80,7 +82,7 @@ def test_lodestar_counts_what_own_work_costs_those_who_decode(
 @pytest.mark.parametrize(("wait_weight", "slot"), [(0.2, 1), (0.0, 0)])
 def test_lodestar_counts_what_own_work_costs_those_who_wait(wait_weight: float, slot: int) -> None:
     """Slot 0 has three short requests waiting, slot 1 a long one: the longer queue, less delay."""
-    policy = Lodestar(load_weight=0.0, wait_weight=wait_weight, crowd_weight=0.0)
+    policy = Lodestar(load_weight=0.0, wait_weight=wait_weight, crowd_weight=0, spare_weight=0)
     router = make_router(weighted(policy=policy, own_seconds=1.0, queue_seconds=0.1), instances=2)
     for _ in range(3):
         router.route(b"", 0.0, prompt_tokens=100, avoid=[1])
@@ -93,7 +95,7 @@ def test_lodestar_keeps_prefixes_in_place_when_all_have_queues(
     crowd_weight: float, idle: int, slot: int
 ) -> None:
     """The holder waits longer; only a crowd makes the saved work worth it."""
-    policy = Lodestar(wait_weight=0.0, crowd_weight=crowd_weight)
+    policy = Lodestar(wait_weight=0.0, crowd_weight=crowd_weight, spare_weight=0.0)
     weighted(policy=policy, queue_seconds=1.0, own_seconds=1.0, reported_waiting=80.0)
     router = make_router(policy, instances=2 + idle)
     others = [range(1, 2 + idle), [0, *range(2, 2 + idle)]]
@@ -174,6 +176,57 @@ def test_lodestar_avoids_a_full_kv_cache() -> None:
     assert (decision.slot, decision.reason) == (1, Reason.LEARNED)
 
 
+def test_lodestar_expects_answers_to_fill_a_kv_cache() -> None:
+    """Both have room for the prompts. With answers of 600 tokens the small one soon has not."""
+    for answer, slot in ((0.0, 0), (600.0, 1)):
+        model = Model(None)
+        model.linear[:] = 0
+        model.linear[features.INDEX["base"]] = 1.0
+        model.linear[features.INDEX["reported_waiting"]] = 2.0
+        model.answer = answer
+        policy = Lodestar(spare_weight=0.0)
+        policy.load(model.blob())
+        router = make_router(policy, instances=0)
+        router.add_instance("small", kv_tokens=2500)
+        router.add_instance("large", kv_tokens=100_000)
+        router.report(1, 0.0, 0, 1, 0)  # 1.125 s there, 1.0 s here
+        for _ in range(9):
+            ticket = router.route(b"", 0.0, prompt_tokens=10, avoid=[1]).ticket
+            router.observe(ticket, Event.FIRST_TOKEN, 0.0)
+            ticket = router.route(b"", 0.0, prompt_tokens=10, avoid=[0]).ticket
+            router.observe(ticket, Event.FIRST_TOKEN, 0.0)
+        assert router.route(b"", 0.0, prompt_tokens=300).slot == slot
+
+
+def test_lodestar_spares_the_answers_under_way_where_engines_are_about_equal() -> None:
+    """Slot 0 writes eight answers, slot 1 one and is slower by a quarter, or twice as slow."""
+    chosen = {}
+    for spare_weight in (0.0, 0.5):
+        for waiting in (2, 8):
+            policy = Lodestar(load_weight=0.0, spare_weight=spare_weight)
+            router = make_router(
+                weighted(policy=policy, base=0.8, reported_waiting=1.6), instances=2
+            )
+            for k in range(9):
+                ticket = router.route(b"", 0.0, avoid=[1 if k < 8 else 0]).ticket
+                router.observe(ticket, Event.FIRST_TOKEN, 0.0)
+            router.report(1, 0.0, 0, waiting, 0)  # 1.0 s or 1.6 s for 0.8 s
+            chosen[spare_weight, waiting] = router.route(b"", 0.0, prompt_tokens=100).slot
+    assert chosen == {(0.0, 2): 0, (0.0, 8): 0, (0.5, 2): 1, (0.5, 8): 0}
+
+
+@pytest.mark.parametrize(("tokens", "slot"), [(20, 0), (500, 1)])
+def test_lodestar_takes_short_prompts_that_wait_for_no_crowd(tokens: int, slot: int) -> None:
+    """12 wait on slot 0, 8 on slot 1, which is 0.25 s slower: worth it if all have queues."""
+    policy = Lodestar(wait_weight=0.0, spare_weight=0.0, load_weight=0.0)
+    weighted(policy=policy, base=0.05, own_seconds=1.0, reported_waiting=4.0)
+    router = make_router(policy, instances=2)
+    router.report(1, 0.0, 0, 1, 0)
+    for k in range(20):
+        router.route(b"", 0.0, prompt_tokens=tokens, avoid=[int(k < 12)])
+    assert router.route(b"", 0.0, prompt_tokens=1000).slot == slot
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -181,6 +234,7 @@ def test_lodestar_avoids_a_full_kv_cache() -> None:
         {"load_weight": -1.0},
         {"wait_weight": -1.0},
         {"crowd_weight": float("nan")},
+        {"spare_weight": -1.0},
         {"kv_weight": float("nan")},
         {"explore_share": 1.1},
         {"explore_share": float("nan")},

@@ -190,7 +190,8 @@ def test_absurd_predictions_decide_nothing(predicted: float, share: float) -> No
 
 
 def test_choices_that_physics_finds_worse_are_regretted() -> None:
-    policy = guarded(1.0, base=1.0, queue_seconds=-100.0)
+    longest_queue = weighted(policy=Lodestar(spare_weight=0.0), base=1.0, queue_seconds=-100.0)
+    policy = Guarded(longest_queue, Lmetric())
     router = make_router(policy, 4)
     for k in range(60):
         router.route(b"", 0.01 * k, prompt_tokens=2000)

@@ -24,7 +24,9 @@ SMALL: dict[str, Any] = {
     "max_tickets": 64,
     "max_samples": 64,
 }
-PLAIN = {"load_weight": 0.0, "wait_weight": 0.0, "crowd_weight": 0.0, "kv_weight": 0.0}
+PLAIN = dict.fromkeys(
+    ("load_weight", "wait_weight", "crowd_weight", "spare_weight", "kv_weight"), 0.0
+)
 
 
 def last(router: Router) -> dict[str, Any]:

@@ -15,6 +15,7 @@ class Lodestar(Policy):
         load_weight: float = 0.005,
         wait_weight: float = 0.2,
         crowd_weight: float = 0.2,
+        spare_weight: float = 0.5,
         kv_weight: float = 2.0,
         kv_start: float = 0.85,
         explore_share: float = 0.01,
@@ -35,6 +36,8 @@ class Lodestar(Policy):
     def wait_weight(self) -> float: ...
     @property
     def crowd_weight(self) -> float: ...
+    @property
+    def spare_weight(self) -> float: ...
     @property
     def kv_weight(self) -> float: ...
     @property

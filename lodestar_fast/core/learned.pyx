@@ -18,20 +18,27 @@ from lodestar_fast.errors import BlobError
 
 cdef double UNMEASURED = 60.0    # seconds after which an idle engine's speed is worth a look
 cdef double MOST_SAVED = 1.0     # seconds of regret; a longer calm buys no more at once
+cdef double BATCH_TOKENS = 1000.0  # that wait are a queue; fewer, and one iteration takes them all
+cdef double HALF_ANSWERED = 0.5  # of its answer: where a request is in the mean
 
 
 cdef class Lodestar(Policy):
     """The learned policy: least predicted time to first token, with what it costs others added.
 
         score = (T + own (load_weight n + wait_weight w + crowd_weight crowd n))
-                (1 + kv_weight max(0, kv - kv_start))
+                (1 + spare_weight d) (1 + kv_weight max(0, kv - kv_start))
 
     T: the model's prediction in seconds (csrc/mlp.c); own: seconds it would compute, which delays
-    the n in flight there, most of all the w without a first token; kv: KV occupancy. While many
-    are free a delay ends with those who are there. When most have queues (crowd: harmonic mean of
-    w + 1 over the instances, less 2, from 0), all who come later wait for it too: then work counts
-    more than one's own wait, so long prompts go where few are, and prefixes stay where they are
-    cached.
+    the n in flight there, most of all the w without a first token. While many are free a delay
+    ends with those who are there. When most have queues (crowd: harmonic mean of w + 1 over the
+    instances, less 2, from 0; w at most one for each 1,000 tokens that wait, for short prompts are
+    computed together), all who come later wait for it too: then work counts more than one's own
+    wait, so long prompts go where few are, and prefixes stay where they are cached.
+
+    d: own n, what all answers there together lose, over the mean of own (n + 1/2). As a factor it
+    decides between engines that are about equally quick, and makes nobody queue, which a price in
+    seconds does; it is 0 for requests with an SLO. kv: KV occupancy when those in flight and this
+    one are half through the mean answer: where prompts are short, answers fill the cache.
 
     An idle engine whose speed was not measured for a minute may have recovered. A request goes
     there to see (EXPLORE) once what that costs beyond the best score is within what was saved:
@@ -49,19 +56,22 @@ cdef class Lodestar(Policy):
 
     def __cinit__(
         self, *, double margin=1.10, double load_weight=0.005, double wait_weight=0.2,
-        double crowd_weight=0.2, double kv_weight=2.0, double kv_start=0.85,
-        double explore_share=0.01, str objective="ttft", double tpot_weight=0.3,
-        double price_weight=0,
+        double crowd_weight=0.2, double spare_weight=0.5, double kv_weight=2.0,
+        double kv_start=0.85, double explore_share=0.01, str objective="ttft",
+        double tpot_weight=0.3, double price_weight=0,
     ):
         if not margin >= 1:
             raise ValueError(f"margin: {margin} is below 1")
-        if not (load_weight >= 0 and wait_weight >= 0 and crowd_weight >= 0 and kv_weight >= 0):
-            raise ValueError("load_weight, wait_weight, crowd_weight, kv_weight: negative")
+        for weight in (load_weight, wait_weight, crowd_weight, spare_weight, kv_weight):
+            if not weight >= 0:
+                raise ValueError(
+                    "load_weight, wait_weight, crowd_weight, spare_weight, kv_weight: negative"
+                )
         if not 0 <= explore_share <= 1:
             raise ValueError(f"explore_share: {explore_share} is no share")
         self.margin, self.load_weight = margin, load_weight
         self.wait_weight, self.crowd_weight = wait_weight, crowd_weight
-        self.kv_weight, self.kv_start = kv_weight, kv_start
+        self.spare_weight, self.kv_weight, self.kv_start = spare_weight, kv_weight, kv_start
         self.aims = Aims(
             objective=objective, tpot_weight=tpot_weight, price_weight=price_weight)
         self.explore_share = explore_share
@@ -90,14 +100,27 @@ cdef class Lodestar(Policy):
         cdef double delayed = (self.load_weight + self.crowd_weight * self.crowd) * x.inflight
         delayed += self.wait_weight * x.waiting
         cdef double t = seconds + x.own_seconds * delayed
-        return t * (1 + self.kv_weight * max(0.0, x.occupancy - self.kv_start))
+        cdef double kv = x.occupancy, capacity = <double>c.r.instances[x.slot].kv_tokens
+        if capacity > 0:
+            kv += self.growth * (x.inflight + 1) / capacity
+        t *= 1 + self.delay_weight * x.own_seconds * x.inflight
+        return t * (1 + self.kv_weight * max(0.0, kv - self.kv_start))
 
-    cdef void weigh_crowd(self, Candidates c) noexcept:
+    cdef void weigh_fleet(self, Candidates c) noexcept:
+        """What is the same in the scores of all candidates."""
+        cdef const ls_candidate *x = c.r.candidates
         cdef double idle = 0  # an instance counts 1 if nobody waits there, less the more do
+        cdef double delays = 0, waiting
         cdef Py_ssize_t i
         for i in range(c.n):
-            idle += 1.0 / (1.0 + c.r.candidates[i].waiting)
+            waiting = min(<double>x[i].waiting, x[i].queued / BATCH_TOKENS)
+            idle += 1.0 / (1.0 + waiting)
+            delays += x[i].own_seconds * (x[i].inflight + 0.5)
         self.crowd = max(0.0, c.n / idle - 2)
+        self.delay_weight = self.spare_weight * c.n / delays
+        if c.r.slo_ttft > 0 or c.r.slo_tpot > 0:
+            self.delay_weight = 0  # its own time counts for little as it is, in Aims
+        self.growth = HALF_ANSWERED * self.model.answer if self.model != NULL else 0
 
     cdef Py_ssize_t to_explore(self, Candidates c, Py_ssize_t best, double least) noexcept:
         """The candidate to try in place of the best, whose score is given; -1: none."""
@@ -142,7 +165,7 @@ cdef class Lodestar(Policy):
         else:
             for i in range(c.n):
                 self.seconds[i], self.outside[i] = c.r.candidates[i].expected, False
-        self.weigh_crowd(c)
+        self.weigh_fleet(c)
         self.aimed = self.aims.apply(c.r)
         if self.aimed:
             for i in range(c.n):

@@ -63,6 +63,7 @@ VARIANTS = (
     "lodestar:load_weight=0",
     "lodestar:wait_weight=0",
     "lodestar:crowd_weight=0",
+    "lodestar:spare_weight=0",
     "lodestar:kv_weight=0",
     "lodestar:explore_share=0",
     "lodestar:round_seconds=0.25",
