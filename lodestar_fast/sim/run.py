@@ -18,7 +18,7 @@ back has an empty cache.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf, isnan
 from typing import Any, Protocol
 
@@ -77,7 +77,7 @@ class Simulation:
     those that came, in order.
     decisions: how many the router keeps (router.decisions). slo: the seconds of TTFT and of TPOT
     that a request asks for; 0: it does not. patience: seconds after which a client without a first
-    token leaves.
+    token leaves. prices: of an hour, by GPU.
     """
 
     def __init__(
@@ -102,13 +102,14 @@ class Simulation:
         decisions: int = 0,
         slo: Callable[[Job], tuple[float, float]] | None = None,
         patience: float = inf,
+        prices: Mapping[str, float] | None = None,
     ) -> None:
         self.clock = VirtualClock()
         slots = most_engines(len(specs))
         self.jobs = jobs if source is None else []
         self._source = source
         self.delay, self.patience = delay, patience
-        self._slo = slo
+        self._slo, self._prices = slo, prices or {}
         self.router = Router(
             policy, seed=seed, max_instances=slots, decisions=decisions, prefix_marks=decisions > 0
         )
@@ -145,6 +146,7 @@ class Simulation:
             f"{spec.gpu}-{slot}", kv_tokens=spec.kv_tokens, prefix_caching=spec.prefix_caching
         )
         self._tell(slot, spec)
+        self.router.set_price(slot, self._prices.get(spec.gpu, 0.0))
         self.engines.append(engine)
         self._planned.append(False)
         self._live.append(set())

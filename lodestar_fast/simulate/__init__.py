@@ -380,6 +380,7 @@ def _summaries(
         ) | {
             "warm_up_s": round(run.warm_up, 4),
             "lower_bound_ms": {k: round((v + plan.delay) * 1e3, 4) for k, v in bounds.items()},
+            "bill_per_hour": run.bill,
             "watchdog": None if run.watchdog is None else [c._asdict() for c in run.watchdog],
         }
 

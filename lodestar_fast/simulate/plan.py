@@ -36,6 +36,7 @@ from lodestar_fast.sim.run import MOST_SLOTS, Simulation
 from lodestar_fast.sim.sessions import Sessions
 from lodestar_fast.sim.shapes import heated, sharing_ratio, switched
 from lodestar_fast.sim.workload import Trace
+from lodestar_fast.simulate.prices import bill
 from lodestar_fast.slo import Asked
 from lodestar_fast.summary import Record
 
@@ -83,6 +84,7 @@ class Plan:
     switch: tuple[float, str] | None = None  # from when on which trace takes over
     hot: tuple[float, float, float, int] | None = None  # as in sim/shapes.heated()
     patience: float | None = None  # of clients, for a first token
+    prices: tuple[tuple[str, float], ...] = ()  # of an hour, by GPU
     kv_scale: float = 1.0  # factor on every engine's KV cache
     engine: tuple[tuple[str, Any], ...] = ()  # fields of EngineSpec, the same for every engine
 
@@ -125,6 +127,7 @@ class Measured:
     preemptions: int
     watchdog: list[Change] | None = None
     regret: list[float] = field(default_factory=list)  # seconds, of the sampled decisions
+    bill: float | None = None  # price of an hour of the engines in use; None: nothing has one
 
     @property
     def warm_up(self) -> float:
@@ -327,6 +330,7 @@ def run_one(
         seed=seed,
         delay=plan.delay,
         patience=plan.patience or math.inf,
+        prices=dict(plan.prices),
         scrape_seconds=plan.scrape_interval,
         jitter=plan.jitter,
         round_seconds=plan.learner_seconds,
@@ -352,6 +356,9 @@ def run_one(
     while outcomes:  # one goes as the other comes: there may be millions
         records.append(_record(outcomes.pop(), world.jobs))
     done = Measured(policy, seed, records, span, world.preemptions)
+    if plan.prices:
+        specs = [engine.spec for engine in world.engines]
+        done.bill = bill(records, specs, dict(plan.prices), span)
     if governor:
         done.watchdog = governor.changes
     if regret:

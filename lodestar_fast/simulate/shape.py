@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from lodestar_fast.errors import ConfigError
+from lodestar_fast.simulate.prices import read_prices
 from lodestar_fast.slo import Asked
 
 SIZES = ("block_tokens", "max_input", "output_scale")
@@ -49,6 +50,12 @@ def add_arguments(add: Any) -> None:
         "--slo-untold",
         action="store_true",
         help="do not tell the router: what its requests asked for is only judged",
+    )
+    add(
+        "--prices",
+        metavar="GPU=P,...",
+        help="what an hour of an engine costs, for a price_weight of lodestar and to say what the "
+        "engines in use cost",
     )
     add("--patience", metavar="S", help="a client without a first token leaves after S seconds")
 
@@ -100,6 +107,8 @@ def shape(args: argparse.Namespace) -> dict[str, Any]:
         end = _number("--hot: TO", parts[1], start, math.inf)
         part = _number("--hot: SHARE", parts[2], 0, 1)
         out["hot"] = (start, end, part, int(_number("--hot: TOKENS", parts[3], 1, MOST_HOT)))
+    if args.prices:
+        out["prices"] = read_prices(args.prices)
     if args.patience:
         out["patience"] = _number("--patience", args.patience, 0.001, math.inf)
     return out

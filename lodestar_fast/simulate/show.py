@@ -199,4 +199,11 @@ def references(runs: Sequence[dict[str, Any]]) -> list[str]:
             f"lower bounds of the mean: {_ms(idle)} ms if every request were alone on the fastest "
             f"engine, {_ms(pooled)} ms on one engine as fast as all, with an infinite cache"
         )
+    if all(run.get("bill_per_hour") is not None for run in runs):
+        policies = dict.fromkeys(run["policy"] for run in runs)
+        bills = (
+            f"{policy} {_mean([r for r in runs if r['policy'] == policy], 'bill_per_hour'):.3g}"
+            for policy in policies
+        )
+        lines.append("price of an hour of the engines in use: " + ", ".join(bills))
     return lines
