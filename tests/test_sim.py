@@ -210,7 +210,7 @@ def mean_ttft(outcomes: list[Outcome]) -> float:
 def test_lodestar_beats_every_heuristic_on_a_mixed_fleet(
     conversations: list[Job], model: str
 ) -> None:
-    """Two A30, an L20 and an H100: the best heuristic needs at least 1.3 times as long.
+    """Two A30, an L20 and an H100: the best heuristic needs at least 1.25 times as long.
 
     But for two: one is told the true coefficients of each engine, one uses the router's own
     estimate of them. Their sum of work by speed is what TTFT is, where nothing is overloaded.
@@ -224,7 +224,7 @@ def test_lodestar_beats_every_heuristic_on_a_mixed_fleet(
     }
     print({name: round(1e3 * value) for name, value in others.items()}, round(1e3 * learned))
     assert learned < 1.05 * min(others[name] for name in calibrated)
-    assert learned * 1.3 < min(value for name, value in others.items() if name not in calibrated)
+    assert learned * 1.25 < min(value for name, value in others.items() if name not in calibrated)
 
 
 def test_lodestar_is_no_worse_where_all_engines_are_alike(conversations: list[Job]) -> None:
