@@ -37,11 +37,12 @@ HEURISTICS = (
     "dynamo",
     "preble",
     "llmd_sticky",
+    "llmd_weighted",
     "prefix_threshold:threshold=0.2",
     "prefix_threshold:threshold=0.5",
     "prefix_threshold:threshold=0.8",
 )
-QUICK_HEURISTICS = HEURISTICS[:7]
+QUICK_HEURISTICS = HEURISTICS[:8]
 ROBUST = (OURS, CLAIRVOYANT, PUBLISHED, *HEURISTICS[:4])
 # What the field has besides: in the table, with fewer seeds.
 REST = (

@@ -22,6 +22,7 @@ SHOWN = {
 POLICIES = {
     PREFIX: "`prefix_cache`",
     "lmetric": "`lmetric`",
+    "llmd_weighted": "`llmd_weighted`",
     "expected_completion": "`expected_completion`",
     PUBLISHED: f"`{PUBLISHED}`",
     OURS: "**lodestar**",
