@@ -158,12 +158,12 @@ class RoutingConfig(_Section, frozen=True):
     slo_ttft_ms: Annotated[
         float,
         Meta(ge=0, le=1e9),
-        _doc("SLO of requests that name none: milliseconds to the first token; 0: none"),
+        _doc("goal of requests without an SLO: milliseconds to the first token; 0: none"),
     ] = 0.0
     slo_tpot_ms: Annotated[
         float,
         Meta(ge=0, le=1e9),
-        _doc("SLO of requests that name none: milliseconds for each further token; 0: none"),
+        _doc("goal of requests without an SLO: milliseconds for each further token; 0: none"),
     ] = 0.0
     price_weight: Annotated[
         float,
