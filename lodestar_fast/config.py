@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from lodestar_fast.errors import ConfigError
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
 Bytes = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
@@ -156,13 +157,11 @@ class RoutingConfig(_Section, frozen=True):
         _doc("seconds to the first token that a second between it and the last one is worth"),
     ] = 0.3
     slo_ttft_ms: Annotated[
-        float,
-        Meta(ge=0, le=1e9),
+        Milliseconds,
         _doc("goal of requests without an SLO: milliseconds to the first token; 0: none"),
     ] = 0.0
     slo_tpot_ms: Annotated[
-        float,
-        Meta(ge=0, le=1e9),
+        Milliseconds,
         _doc("goal of requests without an SLO: milliseconds for each further token; 0: none"),
     ] = 0.0
     price_weight: Annotated[

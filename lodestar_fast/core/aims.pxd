@@ -2,6 +2,10 @@ from lodestar_fast.core.lodestar cimport LS_MAX_INSTANCES, ls_model, ls_router
 from lodestar_fast.core.policies cimport Candidates
 
 
+cdef inline bint has_slo(const ls_router *r) noexcept:
+    return r.slo_ttft > 0 or r.slo_tpot > 0
+
+
 cdef class Aims:
     cdef readonly str objective
     cdef readonly double tpot_weight     # of what comes after the first token; 0: it counts nothing

@@ -38,7 +38,7 @@ cdef class Aims:
         self.price_weight = price_weight
 
     cdef bint apply(self, const ls_router *r) noexcept:
-        return self.code != LS_TTFT or self.price_weight > 0 or r.slo_ttft > 0 or r.slo_tpot > 0
+        return self.code != LS_TTFT or self.price_weight > 0 or has_slo(r)
 
     cdef void weigh(
         self, Candidates c, const ls_model *model, const float *seconds, double margin
@@ -59,7 +59,7 @@ cdef class Aims:
             self.upper[i] = ls_model_upper(model, c.r.rows + i * LS_WIDTH, seconds[i])
         c.upper, c.tpot, c.objective, c.priced = (
             self.upper, self.tpot, self.code, self.price_weight > 0)
-        if c.r.slo_ttft > 0 or c.r.slo_tpot > 0:
+        if has_slo(c.r):
             self.keep_slo(c, seconds, margin)
             return
         for i in range(c.n):

@@ -6,6 +6,7 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 
+from lodestar_fast.core.aims cimport has_slo
 from lodestar_fast.core.costs cimport pick_lmetric
 from lodestar_fast.core.lodestar cimport (
     LS_COLD, LS_EFORMAT, LS_EMAGIC, LS_ESCHEMA, LS_ESIZE, LS_EVALUE, LS_EXPLORE, LS_GUARD,
@@ -118,7 +119,7 @@ cdef class Lodestar(Policy):
             delays += x[i].own_seconds * (x[i].inflight + 0.5)
         self.crowd = max(0.0, c.n / idle - 2)
         self.delay_weight = self.spare_weight * c.n / delays
-        if c.r.slo_ttft > 0 or c.r.slo_tpot > 0:
+        if has_slo(c.r):
             self.delay_weight = 0  # its own time counts for little as it is, in Aims
         self.growth = HALF_ANSWERED * self.model.answer if self.model != NULL else 0
 
@@ -142,7 +143,7 @@ cdef class Lodestar(Policy):
             if c.r.now - measured < UNMEASURED:
                 continue
             extra = self.score(c, i) - least
-            if c.r.slo_ttft > 0 or c.r.slo_tpot > 0:  # who keeps it or not is for no one to pay
+            if has_slo(c.r):  # who keeps it or not is for no one to pay
                 extra = self.aims.plain[i] - self.aims.plain[best]
             if extra < cheapest:
                 found, cheapest = i, extra

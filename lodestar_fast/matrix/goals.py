@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-from lodestar_fast.matrix.cells import CLAIRVOYANT, FALLBACK, OURS, PUBLISHED
+from lodestar_fast.matrix.cells import CLAIRVOYANT, FALLBACK, OURS, PUBLISHED, Cell
 from lodestar_fast.matrix.findings import BEST, LOST, Findings, mean_tpot, p99_ttft, settled
 from lodestar_fast.matrix.tables import NONE, PREFIX, Table, seconds, share, times
 
@@ -33,7 +34,8 @@ def goals(found: Findings) -> Table:
     for rival, goal in ((PREFIX, "92 %"), (BEST, "50 %")):
         gap = share(found.closed_gap(rival))
         rows.append((f"of what the clairvoyant gains over {rival}", goal, gap))
-    rows += [*_saturated(found), *_service(found), *_course(found), *_elsewhere(found)]
+    rows += [*_saturated(found), *_service(found), *_course(found)]
+    rows += [*_changed(found), *_large(found)]
     runs, fallen, worst = found.collapses()
     rows.append(
         (
@@ -60,41 +62,42 @@ def goals(found: Findings) -> Table:
     return Table("Goals", ("claim", "goal", "measured"), rows, note, prose=True)
 
 
+def _slower(found: Findings, cells: Iterable[Cell], rival: str) -> str:
+    """By cell, Lodestar's mean TTFT over the rival's."""
+    compared = [c for cell in cells if (c := found.compare(cell, rival))]
+    return ", ".join(f"{1 / c.mean.value:.2f} ({c.cell.name})" for c in compared)
+
+
 def _saturated(found: Findings) -> list[tuple[str, str, str]]:
     """What is left to gain where the queues are longest."""
-    texts = []
-    for cell in found.headline:
-        left = found.compare(cell, CLAIRVOYANT) if cell.saturated else None
-        if left:
-            texts.append(f"{1 / left.mean.value:.2f} ({cell.name})")
-    if not texts:
-        return []
-    return [("at 97 % of saturation, mean TTFT over the clairvoyant's", "1.4", ", ".join(texts))]
+    text = _slower(found, [c for c in found.headline if c.saturated], CLAIRVOYANT)
+    return [("at 97 % of saturation, mean TTFT over the clairvoyant's", "1.4", text)] * bool(text)
 
 
-def _elsewhere(found: Findings) -> list[tuple[str, str, str]]:
-    """Robustness cells, overload, and large fleets."""
+def _changed(found: Findings) -> list[tuple[str, str, str]]:
+    """Robustness cells, overload among them."""
     by_name = {cell.name: cell for cell in found.cells}
-    rows: list[tuple[str, str, str]] = []
     changed = [cell for cell in found.cells if cell.base in by_name]
+    rows: list[tuple[str, str, str]] = []
     for rival in (PREFIX, PUBLISHED, BEST):
-        kept, short = 0, []
-        for cell in changed:
-            here, there = (found.compare(c, rival) for c in (cell, by_name[cell.base]))
-            if here is None or there is None:
-                continue
-            enough = KEPT * math.log(there.mean.value) - math.log(LOST)
-            if math.log(here.mean.value) >= enough:
-                kept += 1
-            else:
-                short.append(f"{cell.name} ({here.mean.value:.2f}, was {there.mean.value:.2f})")
-        if kept or short:
+        pairs = [[found.compare(c, rival) for c in (x, by_name[x.base])] for x in changed]
+        known = [(here, there) for here, there in pairs if here and there]
+        short = [
+            f"{here.cell.name} ({here.mean.value:.2f}, was {there.mean.value:.2f})"
+            for here, there in known
+            if math.log(here.mean.value) < KEPT * math.log(there.mean.value) - math.log(LOST)
+        ]
+        if known:
             name = f"changed cells that lose over a third of the margin over {rival}"
-            rows.append((name, "0", f"{_listed(short)} of {kept + len(short)}"))
-    overload = [c for cell in changed if cell.work.surge and (c := found.compare(cell, BEST))]
-    if overload:
-        text = ", ".join(f"{1 / c.mean.value:.2f} ({c.cell.name})" for c in overload)
+            rows.append((name, "0", f"{_listed(short)} of {len(known)}"))
+    if text := _slower(found, [c for c in changed if c.work.surge], BEST):
         rows.append(("in overload, mean TTFT over the best heuristic's", "1.1", text))
+    return rows
+
+
+def _large(found: Findings) -> list[tuple[str, str, str]]:
+    """Fleets of many engines."""
+    rows: list[tuple[str, str, str]] = []
     for cell in found.cells:
         if cell.block == "scale":
             compared = [found.compare(cell, rival) for rival in (PREFIX, PUBLISHED, BEST)]

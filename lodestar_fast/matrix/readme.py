@@ -86,9 +86,11 @@ def _sentence(found: Findings, command: str) -> str:
             texts.append(f"{times(mean)} times as fast as {name}")
     compared = found.comparisons(BEST)
     lost = [f"`{c.cell.name}` ({c.mean.value:.2f})" for c in compared if c.verdict == "lost"]
-    least = min(compared, key=lambda c: c.mean.value, default=None)
-    outcome = f"Lost to that: {', '.join(lost)}." if lost else "No cell is certainly lost to that"
-    if not lost:  # with a seed or two hardly anything is certain
+    if lost:
+        outcome = f"Lost to that: {', '.join(lost)}."
+    else:  # with a seed or two hardly anything is certain
+        least = min(compared, key=lambda c: c.mean.value, default=None)
+        outcome = "No cell is certainly lost to that"
         outcome += f"; the least is {least.mean.value:.2f}, `{least.cell.name}`." if least else "."
     return (
         f"[`{command}`](bench/paper/README.md), {len(found.headline)} cells, geometric means"
