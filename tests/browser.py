@@ -161,7 +161,11 @@ async def browser(path: str) -> AsyncIterator[Tab]:
                     finally:
                         await tab.close()
                         drain.cancel()
+                        await asyncio.wait([drain])
         finally:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+            # Its helpers have this pipe too, and end a little later than it: a loop that is closed
+            # before them is closed with a transport that still reads.
+            await process.stderr.read()
