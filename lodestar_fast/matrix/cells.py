@@ -43,7 +43,7 @@ HEURISTICS = (
     "prefix_threshold:threshold=0.8",
 )
 QUICK_HEURISTICS = HEURISTICS[:8]
-ROBUST = (OURS, CLAIRVOYANT, PUBLISHED, *HEURISTICS[:4])
+ROBUST = (OURS, CLAIRVOYANT, PUBLISHED, *HEURISTICS[:4], "llmd_weighted")
 # What the field has besides: in the table, with fewer seeds.
 REST = (
     *(name for name in POLICIES if name not in {*HEURISTICS, OURS, PUBLISHED, "prefix_threshold"}),
