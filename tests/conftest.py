@@ -6,14 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from lodestar_fast.proxy import llhttp
+from lodestar_fast.proxy import llhttp, reader
 
 
-@pytest.fixture(params=["direct", "callbacks"])
-def both_parsers(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run a test with each of the two ways to llhttp. See proxy/llhttp.pyx."""
-    if request.param == "direct" and llhttp.WHY_NOT:
-        pytest.skip(llhttp.WHY_NOT)
-    llhttp.use(request.param == "direct")
+@pytest.fixture(params=["direct", "usual"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a test past httptools and uvloop's transports, and with what these are meant to be used
+    for. See proxy/llhttp.pyx and proxy/reader.pyx."""
+    direct = request.param == "direct"
+    if direct and (llhttp.WHY_NOT or reader.WHY_NOT):
+        pytest.skip(llhttp.WHY_NOT or reader.WHY_NOT)
+    llhttp.use(direct)
+    reader.use(1 if direct else 0)
     yield
     llhttp.use(not llhttp.WHY_NOT)
+    reader.use(reader.USUAL)

@@ -11,7 +11,7 @@ from lodestar_fast.proxy.parse_request import RequestParser
 from tests.fake_engine import HEAD_JSON, plain, raw, stall, stream, token
 from tests.proxy_rig import CHAT, Rig, chat, with_rig
 
-pytestmark = pytest.mark.usefixtures("both_parsers")
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
 BODY = b'{"prompt":"x"}'

@@ -29,7 +29,7 @@ from tests.fake_engine import (
 )
 from tests.proxy_rig import CHAT, Rig, chat, with_rig
 
-pytestmark = pytest.mark.usefixtures("both_parsers")
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 COMPLETED = (CHAT, "2xx", "completed")
 BAD_REQUEST_EVENT = b'data: {"error": {"message": "too long", "code": 400}}\n\n'

@@ -15,7 +15,7 @@ from lodestar_fast.core.policies import POLICIES
 from tests.fake_engine import DONE_EVENT, HEAD_SSE, Call, pieces, plain, stream
 from tests.proxy_rig import CHAT, Client, Rig, chat, with_rig
 
-pytestmark = pytest.mark.usefixtures("both_parsers")
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def split(rng: random.Random, data: bytes) -> list[bytes]:

@@ -15,7 +15,7 @@ from lodestar_fast.errors import NoInstanceError
 from tests.fake_engine import HEAD_SSE, head_only, pieces, plain, stall, token
 from tests.proxy_rig import CHAT, Rig, chat, with_rig
 
-pytestmark = pytest.mark.usefixtures("both_parsers")
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 QUEUE = {"max_concurrent_requests": 1, "queue_size": 1, "queue_timeout": 5.0}
 

@@ -12,7 +12,7 @@ from tests.fake_engine import DONE_EVENT, ERROR_EVENT, HEAD_JSON, Call, plain, r
 from tests.fake_engine import usage as usage_object
 from tests.proxy_rig import Rig, chat, with_rig
 
-pytestmark = pytest.mark.usefixtures("both_parsers")
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 # -- the parser --
 

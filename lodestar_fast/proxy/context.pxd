@@ -3,6 +3,7 @@
 from lodestar_fast.core.router cimport Router
 from lodestar_fast.proxy.counters cimport Counters
 from lodestar_fast.proxy.parse_request cimport RequestParser
+from lodestar_fast.proxy.reader cimport Reader
 
 
 cdef class Limits:
@@ -30,7 +31,7 @@ cdef class Limits:
     cdef bytes priority_header
 
 
-cdef class Connection:
+cdef class Connection(Reader):
     """Something with deadlines, looked at by every sweep."""
 
     cdef int expire(self, double now) except -1
@@ -65,7 +66,6 @@ cdef class Context:
     cdef public object local
     cdef public Counters counters
     cdef bytearray read_buffer  # what any connection reads into; valid until its call returns
-    cdef char* read_bytes  # the bytes of read_buffer
     cdef readonly set connections
     cdef set reserves
     cdef public bint draining

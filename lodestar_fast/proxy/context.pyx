@@ -9,13 +9,14 @@ import asyncio
 import logging
 from hmac import compare_digest
 
-from lodestar_fast.proxy import failures, llhttp
+from lodestar_fast.proxy import failures, llhttp, reader
 from lodestar_fast.proxy.openai import LOCAL
 from lodestar_fast.proxy.waiting import Waiting, priority_of
 
 from lodestar_fast.core.router cimport Router
 from lodestar_fast.proxy.counters cimport Counters
 from lodestar_fast.proxy.parse_request cimport RequestParser
+from lodestar_fast.proxy.reader cimport Reader
 
 log = logging.getLogger("lodestar.proxy")
 
@@ -55,7 +56,7 @@ cdef class Limits:
         self.priority_header = limits.priority_header.lower().encode()
 
 
-cdef class Connection:
+cdef class Connection(Reader):
     cdef int expire(self, double now) except -1:
         raise NotImplementedError
 
@@ -91,7 +92,6 @@ cdef class Context:
         self.local = None
         self.counters = Counters()
         self.read_buffer = bytearray(READ)
-        self.read_bytes = self.read_buffer
         self.connections = set()
         self.reserves = set()
         self._waiting = Waiting()
@@ -116,8 +116,9 @@ cdef class Context:
     def start(self):
         if self._timer is None:
             self.loop = asyncio.get_running_loop()
-            if llhttp.WHY_NOT:
-                log.warning("requests cost more than they could: %s", llhttp.WHY_NOT)
+            for why_not in (llhttp.WHY_NOT, reader.WHY_NOT):
+                if why_not:
+                    log.warning("requests cost more than they could: %s", why_not)
             self._sweep_in(SWEEP)
 
     def stop(self):

@@ -20,16 +20,12 @@ cdef enum Awaits:
 
 cdef class Downstream(Client):
     cdef Context context
-    cdef object transport
-    cdef int _fd
-    cdef bint _queued  # see emit()
     cdef RequestParser parser
     cdef Exchange exchange
     cdef Phase phase
     cdef Awaits awaits  # what the deadline is for, while no engine is involved
     cdef list early  # bytes that came before their turn
     cdef Py_ssize_t early_bytes
-    cdef bint reading_paused
     cdef Py_ssize_t _unsent  # bytes that the transport held when the client was last looked at
     cdef bint consuming  # within _consume(), further up the stack
 

@@ -21,7 +21,7 @@ from lodestar_fast.proxy.head cimport new_id, own_answer
 from lodestar_fast.proxy.parse_request cimport RequestParser
 from lodestar_fast.proxy.reply cimport Client
 from lodestar_fast.proxy.states cimport BODY, IDLE
-from lodestar_fast.proxy.wire cimport descriptor, emit, monotonic
+from lodestar_fast.proxy.wire cimport emit, monotonic
 
 log = logging.getLogger("lodestar.proxy")
 
@@ -56,8 +56,7 @@ cdef class Downstream(Client):
     # -- called by the loop --
 
     def connection_made(self, transport):
-        self.transport = transport
-        self._fd = descriptor(transport)
+        self.attach(transport, self.context.read_buffer)
         self.phase = OPEN
         self.context.start()
         if len(self.context.connections) >= self.context.max_connections:
@@ -79,13 +78,9 @@ cdef class Downstream(Client):
         self.transport.close()
         return 0
 
-    def get_buffer(self, sizehint):
-        return self.context.read_buffer
-
-    def buffer_updated(self, Py_ssize_t n):
-        cdef const char* p = self.context.read_bytes
+    cdef int received(self, const char* p, Py_ssize_t n) except -1:
         if self.phase != OPEN:
-            return
+            return 0
         try:
             # Behind a request that runs, or answers that are not taken, it is too early.
             if self.exchange.state_ > BODY or self.blocked:
@@ -94,6 +89,7 @@ cdef class Downstream(Client):
                 self._consume(p, n)
         except Exception as e:
             self.exchange.on_crash(e)
+        return 0
 
     def eof_received(self):
         if self.phase == OPEN:
@@ -103,6 +99,7 @@ cdef class Downstream(Client):
 
     def connection_lost(self, exc):
         self.phase = CLOSED
+        self.part()
         self.exchange.client_gone()
         self.exchange.detach()
         self.parser.close()
@@ -184,9 +181,8 @@ cdef class Downstream(Client):
     cdef int _keep_early(self, bytes data) except -1:
         self.early.append(data)
         self.early_bytes += len(data)
-        if self.early_bytes > EARLY and not self.reading_paused:
-            self.reading_paused = True
-            self.transport.pause_reading()
+        if self.early_bytes > EARLY:
+            self.rest(True)
         return 0
 
     cdef int _go_on(self) except -1:
@@ -197,9 +193,7 @@ cdef class Downstream(Client):
         data = b"".join(self.early)
         self.early = []
         self.early_bytes = 0
-        if self.reading_paused:
-            self.reading_paused = False
-            self.transport.resume_reading()
+        self.rest(False)
         return self._consume(data, len(data))
 
     # -- used by the exchange --
@@ -248,6 +242,7 @@ cdef class Downstream(Client):
     cdef void _begin_closing(self):
         """Whatever is still queued goes out, but not for ever."""
         self.phase = CLOSING
+        self.part()
         self._unsent = self.transport.get_write_buffer_size()
         self.deadline = monotonic() + self.context.limits.write_timeout
 

@@ -124,7 +124,7 @@ cdef class Ending(Receiver):
                 else self.context.limits.stream_idle_timeout
             )
             if self.up is not None:
-                self.up.pause(blocked)
+                self.up.rest(blocked)
         return 0
 
     cdef void on_crash(self, error):

@@ -273,11 +273,12 @@ def _address(server: asyncio.Server) -> str:
 
 
 def _connections() -> int:
-    """Clients that the descriptors suffice for, if each has a request on an engine."""
+    """Clients that the descriptors suffice for, if each has a request on an engine, and a third
+    are second ones of the same connections (proxy/reader.pyx)."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return 1 << 20
-    return max((soft - _OTHER_DESCRIPTORS) // 2, 1)
+    return max((soft * 2 // 3 - _OTHER_DESCRIPTORS) // 2, 1)
 
 
 def _raise_descriptor_limit() -> None:

@@ -2,6 +2,7 @@
 
 from lodestar_fast.proxy.context cimport Context, Reserve
 from lodestar_fast.proxy.parse_response cimport ResponseParser
+from lodestar_fast.proxy.reader cimport Reader
 from lodestar_fast.proxy.wire cimport Buffer
 
 
@@ -14,24 +15,19 @@ cdef class Receiver:
     cdef void on_crash(self, error)  # one of the above raised
 
 
-cdef class Upstream:
+cdef class Upstream(Reader):
     cdef Pool pool
-    cdef object transport  # None until connected
-    cdef int _fd
-    cdef bint _queued  # see emit()
     cdef object task  # opening it
     cdef Receiver owner  # None: idle or done with
     cdef readonly ResponseParser parser
     cdef readonly bint reused  # it has answered a request before
     cdef readonly bint dead
-    cdef bint paused  # its reading
     cdef double idle_since
     cdef double sent_at
 
     cdef int send(self, bytes target, bytes fields, bytes request_id, bytes body) except -1
     cdef void release(self)
     cdef void abort(self)
-    cdef void pause(self, bint pause)
     cdef void _lost(self, str kind)
     cdef void _forget(self)
 

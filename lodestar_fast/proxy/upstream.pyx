@@ -13,7 +13,8 @@ import logging
 
 from lodestar_fast.proxy.context cimport Context, Reserve
 from lodestar_fast.proxy.parse_response cimport ResponseParser
-from lodestar_fast.proxy.wire cimport Buffer, descriptor, emit, emit_two, monotonic
+from lodestar_fast.proxy.reader cimport Reader
+from lodestar_fast.proxy.wire cimport Buffer, emit, emit_two, monotonic
 
 log = logging.getLogger("lodestar.proxy")
 
@@ -36,7 +37,7 @@ cdef class Receiver:
         pass
 
 
-cdef class Upstream:
+cdef class Upstream(Reader):
     def __cinit__(self, Pool pool, Receiver owner):
         self.pool = pool
         self.owner = owner
@@ -83,7 +84,7 @@ cdef class Upstream:
         ):
             self.abort()
             return
-        self.pause(False)
+        self.rest(False)
         self.reused = True
         self.idle_since = monotonic()
         self.pool._keep(self)
@@ -98,16 +99,6 @@ cdef class Upstream:
             self.transport.abort()
         else:
             self.task.cancel()
-
-    cdef void pause(self, bint pause):
-        """Stop or go on reading: the client's flow control, passed on."""
-        if self.dead or pause == self.paused:
-            return
-        self.paused = pause
-        if pause:
-            self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
 
     # -- opening --
 
@@ -125,8 +116,7 @@ cdef class Upstream:
     # -- called by the loop --
 
     def connection_made(self, transport):
-        self.transport = transport
-        self._fd = descriptor(transport)
+        self.attach(transport, self.pool.context.read_buffer)
         if self.dead:  # given up in the same turn of the loop
             transport.abort()
             return
@@ -137,19 +127,16 @@ cdef class Upstream:
         except Exception as e:
             owner.on_crash(e)
 
-    def get_buffer(self, sizehint):
-        return self.pool.context.read_buffer
-
-    def buffer_updated(self, Py_ssize_t n):
+    cdef int received(self, const char* p, Py_ssize_t n) except -1:
         cdef Receiver owner = self.owner
         if owner is None:
             # Nobody asked: an answer to nothing, which would be the next client's.
             if not self.dead:
                 self.pool.context.counters.extra_bytes += 1
                 self.abort()
-            return
+            return 0
         try:
-            self.parser.feed(self.pool.context.read_bytes, n)
+            self.parser.feed(p, n)
             if self.parser.broken is not None:
                 log.info("instance %s: %s", self.pool.instance.id, self.parser.broken)
                 self._lost("malformed")
@@ -157,6 +144,7 @@ cdef class Upstream:
                 owner.on_answer(self)
         except Exception as e:
             owner.on_crash(e)
+        return 0
 
     def eof_received(self):
         self._lost("eof")
@@ -190,6 +178,7 @@ cdef class Upstream:
         """Take it off the pool's books."""
         cdef Pool pool = self.pool
         self.dead = True
+        self.part()
         self.parser.close()
         pool._open -= 1
         pool._remove(self)

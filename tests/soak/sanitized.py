@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "sanitized"
 TESTS = """admission baselines body boxed counters decisions downstream engine engine_random
     exchange export failover features fleet fuzz llhttp mlp modes openai oracle policies
-    proxy_data proxy_limits radix retry_after ring router sim slow_start speed truth upstream"""
+    proxy_data proxy_limits radix reader retry_after ring router sim slow_start speed truth
+    upstream"""
 
 
 def build() -> None:
