@@ -220,8 +220,9 @@ struct ls_instance {
 struct ls_sample {
     double dispatched;
     float x[LS_WIDTH];
-    float ttft, e2e, tpot, predicted, propensity; /* NaN where not known */
-    float reference; /* TTFT by plain physics of what the fallback would choose, or NaN */
+    float ttft, e2e, tpot, predicted; /* NaN where not known */
+    float propensity; /* with which this instance was chosen; known where decisions are kept */
+    float reference;  /* TTFT by plain physics of what the fallback would choose, or NaN */
     uint32_t prompt_tokens, output_tokens, cached_tokens, hit_tokens, weights_version;
     uint32_t tenant; /* who asked: an odd hash, under the router's key; 0: nobody says */
     uint16_t slot;
@@ -269,6 +270,7 @@ struct ls_ticket {
     uint64_t record;     /* serial of its decision's record; 0: none */
     size_t prompt_bytes;
     float predicted, expected, reference, slo_ttft, slo_tpot;
+    float propensity; /* with which its instance was chosen; NaN: not known */
     uint16_t slot;
     uint8_t slo_told; /* ls_slo */
     uint8_t state, reason, streaming;

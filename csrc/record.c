@@ -154,7 +154,11 @@ struct ls_record *ls_record_keep(struct ls_router *r, const struct ls_thought *t
         if (i == hit && r->candidates[hit].hit_tokens > 0) record->hit = (uint8_t)k;
     }
     if (records->marks) mark_prefix(r, record, records->marks + (size_t)place * LS_RECORD_MARKS);
-    if (ticket > 0) r->tickets[(uint64_t)ticket & 0xFFFFFFFFu].record = serial;
+    if (ticket > 0) {
+        struct ls_ticket *open = &r->tickets[(uint64_t)ticket & 0xFFFFFFFFu];
+        open->record = serial;
+        open->propensity = t->odds[chosen];
+    }
     expect(records, record->n);
     return record;
 }

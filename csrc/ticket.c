@@ -137,6 +137,7 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
         .predicted = predicted,
         .expected = c->expected,
         .reference = r->reference,
+        .propensity = NAN,
         .slo_ttft = r->slo_ttft,
         .slo_tpot = r->slo_tpot,
         .slo_told = r->slo_told,
@@ -177,7 +178,7 @@ static void add_sample(struct ls_router *r, const struct ls_ticket *t, enum ls_e
     s->e2e = e2e;
     s->tpot = tpot;
     s->predicted = t->predicted;
-    s->propensity = 1;
+    s->propensity = t->propensity;
     s->reference = t->reference;
     s->prompt_tokens = t->usage_tokens ? t->usage_tokens : t->prompt_tokens;
     s->output_tokens = t->output_tokens;

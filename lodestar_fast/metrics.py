@@ -21,7 +21,7 @@ What is read, all of it required:
     discovery.health()     by source: age, syncs, errors {kind: n}
     log_counts()           decisions by what their log did with them; empty without one
     learner.status()       state, rounds, train_seconds, samples {kind: n}, restarts,
-                           batches_refused, batches_dropped
+                           batches_refused, batches_dropped, overruns, refusals {cause: n}
 
 H is a histogram (bounds, counts, sum) in seconds: upper bounds without +Inf; a count per bucket,
 not cumulative, and one more for +Inf. Reasons and kinds are lower-case strings.

@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 from lodestar_fast.families import counter, gauge
 
 # Counters of learner.status() that should stay at 0.
-TROUBLES = ("restarts", "batches_refused", "batches_dropped")
+TROUBLES = ("restarts", "batches_refused", "batches_dropped", "overruns")
 
 
 def governing(counts: Mapping[str, Any]) -> Iterator[Metric]:
@@ -92,6 +92,12 @@ def learning(policy: Any, status: Mapping[str, Any]) -> Iterator[Metric]:
         "Samples that reached the learner, by what became of them.",
         status.get("samples", {}),
         ("kind",),
+    )
+    yield counter(
+        "lodestar_weights_refused",
+        "New weights that the learner did not publish, by why.",
+        status.get("refusals", {}),
+        ("cause",),
     )
     yield gauge(
         "lodestar_model_version",

@@ -33,7 +33,7 @@ def stick(trainer: Any) -> None:
 
     network, rows = Correction(features.WIDTH), 20_000
     x, wanted = np.zeros((rows, features.WIDTH), np.float32), np.zeros(rows, np.float32)
-    trainer.refusals += 1  # the sign to look for
+    trainer.refusals["network"] += 1  # the sign to look for
     while True:
         network.learn(x, wanted, 1)
 

@@ -103,7 +103,10 @@ def test_a_restored_trainer_predicts_the_same_and_learns_on(network: bool) -> No
     assert second.version == first.version
     assert second.state() == first.state()
     # One more sample must not throw over what hundreds have taught.
-    second.add(pack(physical(np.random.default_rng(2), 1)))
+    rng = np.random.default_rng(2)
+    second.add(pack(physical(rng, 1)))
+    assert second.round() is None
+    second.add(pack(physical(rng, 20)))
     blob = second.round()
     assert blob is not None
     before, after = export.parse(first.blob), export.parse(blob)

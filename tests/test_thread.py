@@ -29,6 +29,7 @@ from lodestar_fast.learner.turns import turn
 from tests.batches import pack, physical, rows
 
 LIMIT = 60.0
+JUDGES = 20  # first tokens
 CONFIG = LearnerConfig(model="linear", min_samples=32, round_seconds=0.005, niceness=0)
 
 
@@ -74,13 +75,15 @@ def make() -> Iterator[Callable[..., ThreadLearner]]:
 
 
 def feed(learner: ThreadLearner, rounds: Rounds, start: float = 0.0) -> bytes | None:
-    """One batch, and the blob that comes of it.
+    """A batch to learn from, one that what was learned is judged by, and the blob that passes.
 
     The next round may have looked for batches just before, so the second has it, and is over when
     the third begins.
     """
-    learner.submit(pack(physical(np.random.default_rng(int(start)), 60, start=start)))
-    rounds.wait(3)
+    rng = np.random.default_rng(int(start))
+    for count in (60, JUDGES):
+        learner.submit(pack(physical(rng, count, start=start)))
+        rounds.wait(3)
     return learner.poll()
 
 
@@ -99,7 +102,7 @@ def test_learns_and_publishes(make: Callable[..., ThreadLearner]) -> None:
     assert learner.poll() is None
     status = learner.status()
     assert status["state"] == "training"
-    assert status["samples"]["first_token"] == 60
+    assert status["samples"]["first_token"] == 60 + JUDGES
     assert status["version"] == 1
     learner.close()
     assert learner.status()["state"] == "closed"
@@ -197,6 +200,8 @@ def test_hang_does_not_touch_the_routers_side(
     release.set()
     rounds.wait(2)
     assert learner.status()["samples"]["first_token"] == 10 * QUEUED_BATCHES
+    learner.submit(batch)
+    rounds.wait(3)
     assert learner.poll() is not None
 
 
@@ -231,14 +236,14 @@ def test_weights_that_are_not_numbers_are_never_published(
     make: Callable[..., ThreadLearner],
 ) -> None:
     def spoil(trainer: Trainer) -> None:
-        if not trainer.refusals:
+        if not trainer.refusals["physics"]:
             trainer.linear.b[:] = np.nan
 
     rounds = Rounds(dict.fromkeys(range(1, 100), spoil))
     learner = make(before_round=rounds)
     assert feed(learner, rounds) is None
     status = learner.status()
-    assert status["validation_errors"] == 1
+    assert status["validation_errors"] == status["refusals"]["physics"] == 1
     assert "coefficients" in status["last_error"]
     assert feed(learner, rounds, start=9.0) is not None
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lodestar_fast.config import LearnerConfig
 from lodestar_fast.errors import BlobError
+from lodestar_fast.learner.timebox import TimeBox
 from lodestar_fast.learner.turns import set_turn
 
 if TYPE_CHECKING:
@@ -66,13 +67,21 @@ def _network(config: LearnerConfig, hidden: int) -> Correction | None:
 def _describe(trainer: Trainer | None) -> dict[str, Any]:
     """The part of status() that both drivers share."""
     if trainer is None:
-        return {"rounds": 0, "samples": {}, "version": 0, "validation_errors": 0, "corrects": False}
+        return {
+            "rounds": 0,
+            "samples": {},
+            "version": 0,
+            "validation_errors": 0,
+            "refusals": {},
+            "corrects": False,
+        }
     linear, corrected = trainer.errors
     return {
         "rounds": trainer.rounds,
         "samples": dict(trainer.buffer.counts),
         "version": trainer.version,
-        "validation_errors": trainer.refusals,
+        "validation_errors": trainer.refusals.total(),
+        "refusals": dict(trainer.refusals),
         "corrects": trainer.corrects,
         "log_error_linear": linear,
         "log_error_corrected": corrected,
@@ -130,6 +139,7 @@ class InlineLearner:
             "train_seconds": 0.0,
             "batches_refused": self._refused,
             "batches_dropped": 0,
+            "overruns": 0,
             "last_error": self._trainer.refusal,
             **_describe(self._trainer),
         }
@@ -149,7 +159,7 @@ class ThreadLearner:
 
     before_round: for tests, called in the thread with the trainer before each round; may raise,
     block or spoil the trainer. backoff: seconds before the first restart after an exception,
-    doubled up to a minute while exceptions go on.
+    doubled up to a minute while exceptions go on. box: how long a round may take; None: timebox.py.
     """
 
     def __init__(
@@ -159,11 +169,13 @@ class ThreadLearner:
         *,
         before_round: Hook | None = None,
         backoff: float = 1.0,
+        box: TimeBox | None = None,
     ) -> None:
         self._config = config
         self._state_dir = state_dir
         self._before_round = before_round
         self._backoff = backoff
+        self._box = box or TimeBox(time.thread_time)
         self._batches: deque[bytes] = deque(maxlen=QUEUED_BATCHES)
         self._blobs: deque[bytes] = deque(maxlen=1)
         self._stop = threading.Event()
@@ -207,6 +219,7 @@ class ThreadLearner:
             "train_seconds": self._train_seconds,
             "batches_refused": self._refused,
             "batches_dropped": self._dropped,
+            "overruns": self._box.overruns,
             "restarts": self._restarts,
             "last_error": error,
             **_describe(self._trainer),
@@ -262,15 +275,15 @@ class ThreadLearner:
         self._state = "training" if trainer.blob else "gathering"
         while not self._stop.wait(self._config.round_seconds):
             self._alive_at = time.monotonic()
+            self._box.open()
             self._take(trainer)
             if self._before_round:
                 self._before_round(trainer)
-            started = time.thread_time()
-            blob = trainer.round(self._breathe)
-            self._train_seconds += time.thread_time() - started
+            blob = trainer.round(self._breathe, self._box)
+            self._train_seconds += self._box.used
             if trainer.refusal:
                 self._last_error, trainer.refusal = trainer.refusal, ""
-                log.warning("learner published nothing: %s", self._last_error)
+                log.warning("learner refused weights: %s", self._last_error)
             if blob is not None:
                 self._blobs.append(blob)
                 self._snapshot = trainer.state()
@@ -310,8 +323,10 @@ class ThreadLearner:
         return trainer
 
     def _take(self, trainer: Trainer) -> None:
-        """Feed what was queued; a batch that does not fit is counted and left."""
-        for _ in range(len(self._batches)):
+        """Feed what was queued, as far as time allows; what does not fit is counted and left."""
+        for i in range(len(self._batches)):
+            if i and self._box.full():
+                break
             try:
                 trainer.add(self._batches.popleft())
             except BlobError as e:

@@ -1,18 +1,20 @@
 """One round of learning, from the samples that came to a blob worth publishing.
 
-    fresh samples -> judge the network on them (it has not seen them)
+    fresh samples -> judge the weights of the last round on them (gate.py): publish, or refuse
+                  -> judge the network on them
                   -> enter them in the physical model's sums, solve
                   -> a few steps of the network on the ring
-                  -> check -> blob
+                  -> check -> the next weights, which wait for fresh samples
 
 Validation is progressive: every sample is first predicted, then learned from, so all data both
 tests and trains. The network is exported only while its running error on samples it had not seen
 is below that of the physical model alone; else the blob is linear. Numbers that are not finite or
-beyond any meaning never leave: the part that has them starts anew and the round publishes nothing.
+beyond any meaning never leave: the part that has them starts anew and the round makes no weights.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,8 +28,10 @@ from lodestar_fast.learner import export, reward
 from lodestar_fast.learner.buffer import Archive, Buffer, decode
 from lodestar_fast.learner.censored import likely
 from lodestar_fast.learner.checkpoint import State
+from lodestar_fast.learner.gate import Gate
 from lodestar_fast.learner.heads import Heads
 from lodestar_fast.learner.linear import TERMS, LinearModel, Term
+from lodestar_fast.learner.timebox import TimeBox
 
 if TYPE_CHECKING:
     from lodestar_fast.learner.model import Correction
@@ -37,15 +41,23 @@ Vector = NDArray[np.float64]
 
 STEPS: Final = 16  # of the network in a round
 BATCH: Final = 128
+AT_ONCE: Final = 4  # of the steps, between two looks at the clock
 LEAST_STD: Final = 1e-4  # a column that varies less is constant: the network does not see it
 CLIP: Final = 3.0  # standard deviations: how far the network is asked to extrapolate
 JUDGED: Final = 64.0  # samples the network must have been judged on
 MEMORY: Final = 500.0  # samples after which a judgement has faded to 1/e
 MAX_COEFFICIENT: Final = 1e3  # seconds for a feature of size 1: a quarter of an hour
-NEWEST: Final = 256  # first tokens on which a new blob must not be worse than the live one ...
-WORSE: Final = 1.1  # ... by more than this factor of its mean absolute log error, and a bit:
-SLACK: Final = 0.01
 MAX_WEIGHT: Final = 100.0  # of the network, standardised inputs; it starts at 0.5 and stays near
+
+# Why a round refused weights: numbers that are none or too large, of either part; a blob that the
+# core would not take; worse than those in use on rows that neither has seen, or on verified ones.
+REFUSALS: Final = {
+    "physics": "physical model has coefficients that are not finite or too large",
+    "network": "network has weights that are not finite or too large",
+    "blob": "the core would refuse them",
+    "unseen": "worse than the weights in use on first tokens that neither has seen",
+    "verified": "worse than the weights in use on the newest verified first tokens",
+}
 
 
 def always() -> bool:
@@ -72,9 +84,10 @@ class Trainer:
         self.network = network
         self.version = 0
         self.rounds = 0
-        self.refusals = 0  # rounds that published nothing because a check failed
-        self.refusal = ""  # why the last of them did not
+        self.refusals = Counter(dict.fromkeys(REFUSALS, 0))  # of weights, by cause
+        self.refusal = ""  # why the last of them were
         self.blob = b""  # the last one that passed every check
+        self._gate = Gate()
         self._min_samples = config.min_samples
         self._draw = np.random.Generator(np.random.PCG64(config.learner_seed))
         width = features.WIDTH
@@ -101,40 +114,63 @@ class Trainer:
         weight = max(float(self._losses[2]), 1e-9)
         return float(self._losses[0]) / weight, float(self._losses[1]) / weight
 
-    def round(self, more: Callable[[], bool] = always) -> bytes | None:
-        """Learn from what came; a new blob, or None if there is nothing new to publish.
+    def round(self, more: Callable[[], bool] = always, box: TimeBox | None = None) -> bytes | None:
+        """Learn from what came. A blob if there is a new one to use: that of the round before.
 
         more: asked between parts; may pause, and answers whether the network should learn, too.
+        box: opened by the caller when the round began; None: there is all the time.
         """
         fresh = self.buffer.fresh()
         if not len(fresh):
             return None
+        blob = self._pass()
         x, ttft = self.buffer.x[fresh], self.buffer.ttft[fresh]
         censored, share = self.buffer.censored[fresh], self.buffer.shares(fresh)
         self.buffer.settle()
         self.rounds += 1
+        more()
         if self.network is not None:
             self._judge(self.network, x, ttft, censored)
+        more()
         self.linear.add(x, ttft, self.buffer.time[fresh], censored, share)
         more()
+        if self._learn(more, box or TimeBox()) and self.ready and self._gate.empty:
+            more()
+            self._make()
+        return blob
+
+    def _pass(self) -> bytes | None:
+        """What waited at the gate, if what came since lets it through: the blob in use from now."""
+        blob, why = self._gate.ask(self.blob, self.buffer)
+        if why:
+            self._refuse(why)
+        if not blob:
+            return None
+        self.version += 1
+        self.blob = blob
+        return blob
+
+    def _learn(self, more: Callable[[], bool], box: TimeBox) -> bool:
+        """Solve, and train the network. Whether all numbers are sound; what is not begins anew."""
         self.linear.solve()
         theta = self.linear.theta
         if not (np.isfinite(theta).all() and float(np.abs(theta).max()) <= MAX_COEFFICIENT):
             self.linear.reset()
-            self._refuse(f"physical model has coefficients {theta.tolist()}")
-            return None
-        if not self.ready:
-            return None
-        if self.network is not None and more() and not self._train(self.network):
-            self.network.reset()
-            self._losses[:] = 0.0
-            self._refuse("network has weights that are not finite or too large")
-            return None
-        return self._publish()
+            self._refuse("physics", f": {theta.tolist()}")
+            return False
+        if not self.ready or self.network is None or not more() or box.full():
+            return True
+        self._train(self.network, more, box)
+        if self.network.sound(MAX_WEIGHT):
+            return True
+        self.network.reset()
+        self._losses[:] = 0.0
+        self._refuse("network")
+        return False
 
-    def _refuse(self, why: str) -> None:
-        self.refusals += 1
-        self.refusal = why
+    def _refuse(self, cause: str, more: str = "") -> None:
+        self.refusals[cause] += 1
+        self.refusal = REFUSALS[cause] + more
 
     def _judge(self, network: Correction, x: Rows, ttft: Rows, censored: NDArray[np.bool_]) -> None:
         """Enter the errors of both models on samples neither has seen."""
@@ -148,9 +184,10 @@ class Trainer:
         self._losses *= np.exp(-len(x) / MEMORY)
         self._losses += [*errors, len(x)]
 
-    def _train(self, network: Correction) -> bool:
-        """Some steps on random batches of the ring. Returns whether the weights are sound."""
+    def _train(self, network: Correction, more: Callable[[], bool], box: TimeBox) -> None:
+        """Some steps on random batches of the ring."""
         self._measure(self.buffer.x[self.buffer.held()])
+        more()
         pick = self.buffer.draw(self._draw, STEPS * BATCH)
         x, censored = self.buffer.x[pick], self.buffer.censored[pick]
         z, wanted = (
@@ -160,8 +197,11 @@ class Trainer:
         if censored.any():
             expected = network.log_factor(z[censored])
             wanted[censored] = likely(wanted[censored], expected, self.linear.spread)
-        network.learn(z, wanted, BATCH)
-        return network.sound(MAX_WEIGHT)
+        for at in range(0, len(z), AT_ONCE * BATCH):
+            if not more() or box.full():
+                break
+            part = slice(at, at + AT_ONCE * BATCH)
+            network.learn(z[part], wanted[part], BATCH)
 
     def _measure(self, x: Rows) -> None:
         """Mean, deviation and range of the ring's columns.
@@ -193,8 +233,8 @@ class Trainer:
         linear, corrected, weight = self._losses.tolist()
         return self.network is not None and weight >= JUDGED and corrected < linear
 
-    def _publish(self) -> bytes | None:
-        """A blob of the present weights, as the next version."""
+    def _make(self) -> None:
+        """A blob of the present weights, as the next version; the gate has it."""
         from_network = None
         bound = 0.0
         if self.network is not None and self.corrects:
@@ -212,31 +252,9 @@ class Trainer:
         try:
             blob = export.pack(export.Blob(self.version + 1, linear, bound, from_network, heads))
         except BlobError as e:
-            self._refuse(str(e))
-            return None
-        if self.blob:
-            newest, verified = self.buffer.latest(NEWEST), self.buffer.verified(NEWEST)
-            for what, rows in (("newest", newest), ("newest verified", verified)):
-                if len(rows) and not self._holds(blob, rows):
-                    self._refuse(f"worse than the weights in use on the {what} first tokens")
-                    return None
-        self.version += 1
-        self.blob = blob
-        return blob
-
-    def _holds(self, blob: bytes, newest: NDArray[np.intp]) -> bool:
-        """Whether a blob predicts the newest first tokens about as well as the live one, or better.
-
-        It was fitted to them, the live one only to the older of them: worse even so, it is broken,
-        or, on verified ones, taught by somebody who is not like them.
-        """
-        x, ttft = self.buffer.x[newest], np.maximum(self.buffer.ttft[newest], 1e-4)
-        censored = self.buffer.censored[newest]
-        new, live = (
-            float(reward.miss(np.log(ttft / export.parse(each).predict(x)), censored).mean())
-            for each in (blob, self.blob)
-        )
-        return new <= WORSE * live + SLACK
+            self._refuse("blob", f": {e}")
+        else:
+            self._gate.hold(blob, self.buffer)
 
     def state(self) -> State:
         """What a checkpoint keeps."""
