@@ -121,13 +121,17 @@ def test_nonsense_is_ignored_and_counted() -> None:
     router = make_router(instances=1)
     ticket = router.route(PROMPT, 1.0).ticket
     router.observe(ticket, Event.FIRST_TOKEN, math.nan)
+    assert router.instance(0)["prefill_requests"] == 1
+    router.observe(ticket, Event.FIRST_TOKEN, 1.2)
+    before = router.instance(0)["decode_context_tokens"]
     router.observe(ticket, Event.TOKENS, 1.5, tokens=-1)
     router.observe(ticket, Event.TOKENS, 1.5, tokens=10**12)
     router.observe(ticket, Event.TOKENS, 1.5, tokens=0)
     router.observe(ticket, Event.USAGE, 1.5, tokens=0, cached=5)
+    router.observe(ticket, Event.USAGE, 1.5, tokens=10**12)
     router.observe(ticket, 99, 1.5)  # type: ignore[arg-type]
-    assert router.stats()["observes_ignored"] == 6
-    assert router.instance(0)["prefill_requests"] == 1
+    assert router.stats()["observes_ignored"] == 7
+    assert router.instance(0)["decode_context_tokens"] == before
     router._check()
 
 

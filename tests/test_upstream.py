@@ -154,6 +154,7 @@ def test_usage() -> None:
         b'"usage":{"prompt_tokens":1e9}',
         b'"usage":{"prompt_tokens":1.5}',
         b'"usage":{"prompt_tokens":"7"}',
+        b'"usage":{"prompt_tokens":1073741824}',
         b'"usage":{"prompt_tokens":99999999999999999999999999}',
         b'"content":"\\"usage\\":{\\"prompt_tokens\\":7}"',
     ],

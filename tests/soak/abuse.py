@@ -19,8 +19,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from tests.fake_engine import token
+from tests.soak.bed import Client, body_of, many
 from tests.soak.crowds import Figures, figures_of
-from tests.soak.traffic import Client, body_of, many
 from tests.steady_engine import SteadyEngine
 from tests.test_server import Lodestar
 

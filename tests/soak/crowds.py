@@ -21,7 +21,7 @@ from typing import Any
 import uvloop
 
 from tests.fake_engine import token
-from tests.soak.traffic import Client
+from tests.soak.bed import Client
 from tests.steady_engine import SteadyEngine
 from tests.test_server import CHAT, Lodestar
 

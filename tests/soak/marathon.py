@@ -20,8 +20,8 @@ from contextlib import AsyncExitStack
 
 import uvloop
 
+from tests.soak.bed import Client, body_of, many
 from tests.soak.crowds import Watched
-from tests.soak.traffic import Client, body_of, many
 from tests.steady_engine import SteadyEngine
 from tests.test_server import Lodestar
 
