@@ -7,7 +7,7 @@
  * allocates nothing after ls_router_new(). One thread owns a router.
  *
  *   prompt bytes --hash.c--> chained block hashes --radix.c--> hit blocks per instance --+
- *   events, reports --ticket.c--> counters, rings, speeds (ring.c, hist.c, speed.c) -----+
+ *   events, reports --ticket.c--> counters, rings, speeds (ring.c, hist.c, ...) ---------+
  *                                                                                        v
  *        ls_router_prepare():  one row of features.h per instance that may be chosen  (router.c)
  *        a policy picks a row, perhaps by ls_model_score()                            (mlp.c)
@@ -143,6 +143,24 @@ void ls_speed_note(struct ls_speed *speed, struct ls_speed_pool *pool, double at
 void ls_speed_shrink(struct ls_speed_pool *pool, struct ls_speed *first, const uint8_t *used,
                      uint32_t n, size_t stride);
 
+/* ---- pace.c: the answers under way ---------------------------------------------------------------
+ *
+ * How quick they are, and how far those that ask for a time between tokens (a promise) are ahead of
+ * it. Sums over an instance's tickets, in whole numbers: what is added is taken away again to the
+ * last bit.
+ */
+struct ls_pace {
+    int64_t ms, tokens; /* from first to last token of those that stream, and the tokens after it */
+    int64_t promises;   /* requests, those without first token too */
+    int64_t limits;     /* what they ask for, microseconds */
+    int64_t slack;      /* milliseconds; below 0: late */
+    int64_t squares;    /* of the slacks */
+};
+
+struct ls_ticket;
+/* Add what a ticket is of that sum; sign -1: take it away. */
+void ls_pace_count(struct ls_pace *sum, const struct ls_ticket *t, int sign);
+
 /* ---- the router ------------------------------------------------------------------------------ */
 enum ls_reason {
     LS_LEARNED,
@@ -203,6 +221,7 @@ struct ls_instance {
     /* Exact: sums over its open tickets (ls_router_check). */
     uint64_t prefill_requests, prefill_own, prefill_work, prefill_prompt;
     uint64_t decode_requests, decode_context;
+    struct ls_pace pace;
     uint32_t oldest, newest; /* streamed tickets without first token, in order of dispatch */
     uint32_t quiet_oldest,
         quiet_newest;      /* those that are not streamed, while believed in prefill */

@@ -145,6 +145,7 @@ struct ls_record *ls_record_keep(struct ls_router *r, const struct ls_thought *t
         to->odds = t->odds[i];
         to->upper = t->upper ? t->upper[i] : NAN;
         to->tpot = t->tpot ? t->tpot[i] : NAN;
+        to->late = t->late ? t->late[i] : NAN;
         to->price = t->priced ? (float)r->instances[to->seen.slot].price : NAN;
         to->outside = t->outside ? t->outside[i] : 0;
         memcpy(to->x, r->rows + (size_t)i * LS_WIDTH, sizeof to->x);

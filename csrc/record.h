@@ -29,6 +29,7 @@ struct ls_thought {
     int64_t fallback;            /* the candidate that the heuristic would take; -1: none */
     float margin;                /* by which the best score must be better than the fallback's */
     const float *upper, *tpot;   /* of requests that want more than an early first token */
+    const float *late;           /* of requests with an SLO: others that miss theirs for it */
     uint8_t objective;           /* ls_objective, of what no SLO goes before */
     uint8_t priced;              /* prices count */
     float answer;                /* tokens expected of it; 0: not known, or not asked */
@@ -36,8 +37,8 @@ struct ls_thought {
 
 struct ls_recorded {
     struct ls_candidate seen;
-    uint32_t epoch;                                   /* of the slot's tenant */
-    float predicted, score, odds, upper, tpot, price; /* price: NaN where it does not count */
+    uint32_t epoch;                                         /* of the slot's tenant */
+    float predicted, score, odds, upper, tpot, late, price; /* price: NaN where it does not count */
     uint32_t outside;
     float x[LS_WIDTH];
 };

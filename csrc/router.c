@@ -237,9 +237,11 @@ int ls_router_check(const struct ls_router *r) {
         const struct ls_instance *x = &r->instances[slot];
         if (!x->used) continue;
         uint64_t prefill = 0, own = 0, work = 0, prompt = 0, decode = 0, context = 0;
+        struct ls_pace pace = {0};
         for (uint32_t i = 1; i < r->fresh_ticket; i++) {
             const struct ls_ticket *t = &r->tickets[i];
             if (t->state == LS_FREE || t->slot != slot || t->epoch != x->epoch) continue;
+            ls_pace_count(&pace, t, 1);
             if (t->state == LS_PREFILL) {
                 prefill++;
                 own += t->own_tokens;
@@ -254,6 +256,7 @@ int ls_router_check(const struct ls_router *r) {
         if (prefill != x->prefill_requests || own != x->prefill_own || prompt != x->prefill_prompt)
             return LS_EINVARIANT;
         if (work != x->prefill_work) return LS_EINVARIANT;
+        if (memcmp(&pace, &x->pace, sizeof pace) != 0) return LS_EINVARIANT;
         if (decode != x->decode_requests || context != x->decode_context) return LS_EINVARIANT;
         for (int streaming = 0; streaming < 2; streaming++) {
             uint32_t older = 0, newest = streaming ? x->newest : x->quiet_newest;

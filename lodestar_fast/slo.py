@@ -37,21 +37,28 @@ def most(kinds: Mapping[EngineSpec, int], seconds: Callable[[EngineSpec], float]
     raise ValueError("a fleet without engines")
 
 
-def in_time(fleet: Sequence[EngineSpec]) -> Callable[[Record], bool]:
-    """Whether a request met both goals; one that failed did not, one token has no TPOT to judge."""
-    kinds = Counter(fleet)  # of a thousand engines there may be three
-    tpot = TPOT_FACTOR * most(kinds, lambda spec: spec.iteration_seconds(1, 0, 0, 1))
+class Goals:
+    """Those of a service on that fleet, in seconds."""
 
-    def judge(record: Record) -> bool:
+    def __init__(self, fleet: Sequence[EngineSpec]) -> None:
+        self._kinds = Counter(fleet)  # of a thousand engines there may be three
+        self.tpot = TPOT_FACTOR * most(self._kinds, lambda spec: spec.iteration_seconds(1, 0, 0, 1))
+
+    def ttft(self, prompt_tokens: int) -> float:
+        idle = most(self._kinds, lambda spec: spec.idle_ttft(prompt_tokens))
+        return max(TTFT_FLOOR, TTFT_FACTOR * idle)
+
+    def of(self, prompt_tokens: int) -> tuple[float, float]:
+        """What a request would ask for that was to be told of them: TTFT and TPOT."""
+        return self.ttft(prompt_tokens), self.tpot
+
+    def met(self, record: Record) -> bool:
+        """By a request; one that failed did not meet them, one token has no TPOT to judge."""
         if record.error or record.ttft is None:
             return False
-        if record.ttft > TTFT_FLOOR:
-            idle = most(kinds, lambda spec: spec.idle_ttft(record.prompt_tokens))
-            if record.ttft > TTFT_FACTOR * idle:
-                return False
-        return record.tpot is None or record.tpot <= tpot
-
-    return judge
+        if record.ttft > TTFT_FLOOR and record.ttft > self.ttft(record.prompt_tokens):
+            return False
+        return record.tpot is None or record.tpot <= self.tpot
 
 
 class Asked(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 
 from lodestar_fast.errors import ConfigError
 from lodestar_fast.sim.gpus import parse_fleet
-from lodestar_fast.slo import Asked, in_time
+from lodestar_fast.slo import Asked, Goals
 from lodestar_fast.summary import (
     Record,
     convergence,
@@ -104,7 +104,7 @@ def test_run_counts() -> None:
 
 
 def test_in_time_asks_of_all_what_most_engines_can_do() -> None:
-    judge = in_time(parse_fleet("2xa30+1xh100"))
+    judge = Goals(parse_fleet("2xa30+1xh100")).met
     fine = record(0.0, 0.19, tpot=0.042)  # an idle A30: 21.5 ms
     assert judge(fine) and judge(record(0.0, 0.19))
     assert not judge(record(0.0, 0.21, tpot=0.01))  # 100 tokens: the floor of 200 ms holds
@@ -119,9 +119,9 @@ def test_in_time_asks_of_all_what_most_engines_can_do() -> None:
 
 def test_in_time_means_more_than_half_of_the_engines() -> None:
     slow, fast = record(0.0, 0.1, tpot=0.04), record(0.0, 0.1, tpot=0.01)
-    assert in_time(parse_fleet("1xa30+1xh100"))(slow)  # half is not enough
-    assert not in_time(parse_fleet("1xa30+2xh100"))(slow)
-    assert in_time(parse_fleet("1xa30+2xh100"))(fast)
+    assert Goals(parse_fleet("1xa30+1xh100")).met(slow)  # half is not enough
+    assert not Goals(parse_fleet("1xa30+2xh100")).met(slow)
+    assert Goals(parse_fleet("1xa30+2xh100")).met(fast)
 
 
 def test_who_asks_is_judged_by_what_it_asked_for() -> None:

@@ -21,15 +21,26 @@ class Aims:
     part while it answers among others, as seconds of waiting: price_weight is how many an engine's
     second at price 1 is worth. 0: prices do not count.
 
-    With an SLO the candidates that are predicted to keep it, the upper quantile of the time to
-    first token and the time per token, come first. Among those
+    With an SLO the score is in waits as long as its limit u (of TTFT; a second if it has none):
 
-        score = plain - 0.9 T + bill
+        score = u log(1 + W / u) + 2 u (1 - P + late + share)
+        W     = plain + bill - 0.9 P_ttft T
 
-    what it costs others, for one's own wait is short enough: the quick and idle are kept for who
-    needs them, and the dear ones with a price_weight. If none keeps it, the one that is off by
-    least, with what it costs others. An SLO goes before the objective. What is not predicted yet
-    is no obstacle, and costs nothing.
+    P = P_ttft P_tpot: how likely it is in time, from the upper quantile of TTFT, and from the time
+    per token with a standard deviation of a quarter of the limit. late: of the requests there that
+    ask for a time per token, how many will miss it because this one's prompt is computed between
+    their tokens. What each of them is ahead of its limit is known in sum (csrc/pace.c), what it
+    will need is the mean answer at the engine's pace; so late is large where many are about to
+    miss, small where all have time, and where all are lost. There go the long prompts, and the
+    others keep what they asked for. share: the work would displace other work wherever it is done,
+    so its uncached tokens are charged at the fleet's mean of late per token: prefixes stay where
+    they are cached. One's own wait counts a tenth as far as it is in time, and by its logarithm:
+    who is late anyway may be later. The fallback's choice stands unless the gain is more than the
+    margin takes of its wait. An SLO goes before the objective. What is not predicted yet is no
+    obstacle, and costs nothing.
+
+    tpot is with an SLO 0.3 of what is predicted and 0.7 of what the answers under way on that
+    engine have taken so far: a ring of the last iterations tells too little of the next ones.
     """
 
     def __init__(

@@ -144,12 +144,16 @@ cdef extern from "lodestar.h" nogil:
         uint32_t slot, hit_blocks, hit_tokens, waiting, inflight
         float own, queued, speed, occupancy, own_seconds, expected
 
+    struct ls_pace:
+        int64_t ms, tokens, promises, limits, slack, squares
+
     struct ls_instance:
         uint8_t used, routable, prefix_caching, reported
         uint32_t epoch
         uint64_t kv_tokens
         double learned_tokens
         uint64_t prefill_requests, prefill_own, prefill_prompt, decode_requests, decode_context
+        ls_pace pace
         ls_speed speed
         ls_ring ttft, prefill_rate, inter_token
         double reported_at, running, waiting, kv_usage

@@ -19,6 +19,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from lodestar_fast.core.costs cimport Lmetric
+from lodestar_fast.core.aims cimport has_slo
 from lodestar_fast.core.lodestar cimport (
     LS_ABSURD, LS_COLD, LS_ERROR, LS_HEURISTIC, LS_ONLY_ONE, LS_REASONS, ls_candidate, ls_router,
     ls_router_prompt_key,
@@ -130,7 +131,8 @@ cdef class Guarded(Policy):
             self.predicted_fallback += predicted
         # Where it knowingly lets this request wait for the sake of others, the request's own time
         # tells nothing: such decisions are no evidence, whoever makes them.
-        if not c.predicted > predicted:
+        # Nor is one with an SLO: it is to be in time, and to let others be, not to be early.
+        if not (c.predicted > predicted or has_slo(c.r)):
             c.r.reference = x[safe].expected
         if mine:
             return choice

@@ -30,6 +30,8 @@ cdef class Candidates:
     # of that time, and the time per output token, seconds; NaN: not known.
     cdef const float *upper
     cdef const float *tpot
+    # With an SLO, else NULL: how many others are expected to miss theirs for this request's sake.
+    cdef const float *late
     # And the objective (ls_objective), whether prices count, and how long the answer should be:
     # tokens, 0: not known.
     cdef int objective

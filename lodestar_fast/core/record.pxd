@@ -24,13 +24,14 @@ cdef extern from "record.h" nogil:
         float margin
         const float *upper
         const float *tpot
+        const float *late
         uint8_t objective, priced
         float answer
 
     struct ls_recorded:
         ls_candidate seen
         uint32_t epoch, outside
-        float predicted, score, odds, upper, tpot, price
+        float predicted, score, odds, upper, tpot, late, price
         float *x
 
     struct ls_outcome:

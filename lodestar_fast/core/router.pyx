@@ -305,7 +305,7 @@ cdef class Router(RouterView):
         c.r, c.n = self.r, self.r.n
         c.reason_code, c.predicted, self.version = -1, NAN, 0
         self.overruled = False
-        c.upper = c.tpot = NULL
+        c.upper = c.tpot = c.late = NULL
         c.objective, c.priced, c.answer = LS_TTFT, False, 0
         self.deciding = True
         if c.scores != NULL:

@@ -136,6 +136,7 @@ cdef void put_candidate(
     if told:
         put_number(t, ',"upper":', x.upper, 9)
         put_number(t, ',"tpot":', x.tpot, 9)
+        put_number(t, ',"late":', x.late, 9)
         put_number(t, ',"price":', x.price, 9)
     put_number(t, ',"odds":', x.odds, 7)
     put_text(t, ',"outside":true,"x":[' if x.outside else ',"outside":false,"x":[')

@@ -143,7 +143,7 @@ def _candidates(d: Decision) -> list[tuple[str, ...]]:
     ]
     aimed = any(c["upper_ttft_ms"] is not None for c in d["candidates"])
     if aimed:
-        rows[0] += ("9 of 10 in", "a token", "SLO")
+        rows[0] += ("9 of 10 in", "a token", "SLO", "others late")
     for c in d["candidates"]:
         features = c["features"]
         mark = ("->" if c["chosen"] else "") + ("f" if c["fallback_choice"] else "")
@@ -162,7 +162,8 @@ def _candidates(d: Decision) -> list[tuple[str, ...]]:
         )
         if aimed:
             slo = {True: "kept", False: "missed", None: "-"}[c["slo_met"]]
-            rows[-1] += (_ms(c["upper_ttft_ms"]), _ms(c["tpot_ms"]), slo)
+            late = "-" if c["others_late"] is None else f"{c['others_late']:.2f}"
+            rows[-1] += (_ms(c["upper_ttft_ms"]), _ms(c["tpot_ms"]), slo, late)
     return rows
 
 

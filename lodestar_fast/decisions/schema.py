@@ -14,8 +14,8 @@
                            the chosen one was predicted to keep it, null: nobody knew; tokens that
                            were expected of its answer, null: not known. Then its candidates have
                            upper: 9 of 10 first tokens come within; tpot: seconds a token, null: not
-                           known; price, null: it did not count; and score is null of those that
-                           would miss what others keep
+                           known; price, null: it did not count; late: how many others are expected
+                           to miss their SLO for its sake, null: it has none itself
     linear                 coefficients of the physical part by feature; null without a model
     candidates_total       how many could be chosen; at most 16 of them are in candidates
     chosen, fallback, best, longest_hit      which of those; null: none

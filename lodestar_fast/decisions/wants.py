@@ -1,7 +1,7 @@
 """What a request wanted besides an early first token, and whether it was to get it, in words.
 
 A row of decisions/schema.py has the members `objective`, `slo_ttft`, `slo_tpot`, `slo_met`,
-`answer` and, in each candidate, `upper`, `tpot` and `price` only if it wanted more.
+`answer` and, in each candidate, `upper`, `tpot`, `late` and `price` only if it wanted more.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ def why(row: Row) -> str:
     if row["slo_met"]:
         others = "the only one that can" if able == 1 else f"one of {able} that can"
         return f"; it is to keep its SLO of {limits(row)}, as {others}"
+    if row["slo_met"] is False and able:
+        there = "another is" if able == 1 else f"{able} others are"
+        return f"; {there} likelier to keep its SLO of {limits(row)}, but it would cost others more"
     if row["slo_met"] is False:
-        return f"; none is likely to keep its SLO of {limits(row)}, it is off by the least there"
+        return f"; none is likely to keep its SLO of {limits(row)}, it costs others less there"
     return ""

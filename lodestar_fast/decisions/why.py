@@ -118,6 +118,7 @@ def _candidate(
         "predicted_ttft_ms": _ms(c["predicted"]),
         "upper_ttft_ms": _ms(c.get("upper")),
         "tpot_ms": _ms(c.get("tpot")),
+        "others_late": c.get("late"),
         "price": c.get("price"),
         "slo_met": wants.keeps(row, i),
         "linear_ms": _ms(seconds),
@@ -155,8 +156,6 @@ def _ms(seconds: float | None) -> float | None:
 def _cost(row: Row, i: int) -> float:
     """What orders the candidates: the model's score, else plain physics. Seconds."""
     c = row["candidates"][i]
-    if c["score"] is None and wants.keeps(row, i) is False:
-        return math.inf  # another one keeps the SLO
     return float(c["expected"] if c["score"] is None else c["score"])
 
 

@@ -39,7 +39,7 @@ from lodestar_fast.report import (
 )
 from lodestar_fast.sim.gpus import EngineSpec, parse_fleet
 from lodestar_fast.sim.workload import Trace
-from lodestar_fast.slo import in_time
+from lodestar_fast.slo import Goals
 from lodestar_fast.summary import Record, document, run_summary, write_json
 from lodestar_fast.terminal import say, say_trouble
 
@@ -215,7 +215,7 @@ class Demo:
                 rate=result.rate,
                 preemptions=self._preemptions.get(policy),
                 baseline=baseline,
-                in_time=in_time(self._specs),
+                in_time=Goals(self._specs).met,
             )
             | extra[policy]
             for policy, records in self._records.items()

@@ -51,6 +51,10 @@ def mean_tpot(row: Row) -> float | None:
     return row.tpot[0] if row.tpot else None
 
 
+def in_time(row: Row) -> float | None:
+    return row.in_time
+
+
 @dataclass(frozen=True)
 class Comparison:
     """With one other policy in one cell. p: adjusted for the number of cells."""

@@ -23,7 +23,7 @@ from lodestar_fast.sim.bounds import lower_bounds
 from lodestar_fast.sim.jobs import Job
 from lodestar_fast.simulate.plan import Measured, Plan, fleet, run_one
 from lodestar_fast.simulate.saturation import saturation
-from lodestar_fast.slo import in_time
+from lodestar_fast.slo import Goals
 from lodestar_fast.summary import Record, run_summary
 from lodestar_fast.watchdog import DEMOTED, TRIAL
 
@@ -108,7 +108,7 @@ def row_of(
         trace=cell.work.source,
         rate=rate,
         preemptions=done.preemptions,
-        in_time=in_time(specs),
+        in_time=Goals(specs).met,
         warm_up=done.warm_up,
     )
     ttft, tpot = run["ttft_ms"], run["tpot_ms"]

@@ -43,7 +43,7 @@ from lodestar_fast.simulate.shape import add_arguments as add_shapes
 from lodestar_fast.simulate.shape import shape
 from lodestar_fast.simulate.show import Progress, best_heuristic, references, result_table
 from lodestar_fast.simulate.workers import measure
-from lodestar_fast.slo import in_time
+from lodestar_fast.slo import Goals
 from lodestar_fast.summary import document, run_summary, write_json
 
 WIDTH = 120  # of the widest table, in characters
@@ -374,7 +374,7 @@ def _summaries(
             rate=plan.rate,
             preemptions=run.preemptions,
             baseline=baseline,
-            in_time=plan.asked.in_time if plan.asked else in_time(specs),
+            in_time=plan.asked.in_time if plan.asked else Goals(specs).met,
             warm_up=run.warm_up,
             regret=run.regret,
         ) | {

@@ -37,13 +37,14 @@ from lodestar_fast.sim.sessions import Sessions
 from lodestar_fast.sim.shapes import heated, sharing_ratio, switched
 from lodestar_fast.sim.workload import Trace
 from lodestar_fast.simulate.prices import bill
-from lodestar_fast.slo import Asked
+from lodestar_fast.slo import Asked, Goals
 from lodestar_fast.summary import Record
 
 TRACE = str(files("lodestar_fast") / "data" / "mooncake_conversation.jsonl.gz")
 ORACLE = Oracle.name
 PAPER = "lodestar-paper"
 ABLATED = Ablation.__struct_fields__
+TOLD = "told"  # a setting of lodestar's: each request asks for what counts as in time
 CLAIRVOYANTS = {kind.name: kind for kind in (Oracle, StaleOracle, AltruisticOracle)}
 SIMULATED = (*CLAIRVOYANTS, PAPER)  # policies that are only here ...
 WATCHERS = (PAPER, StaleOracle.name)  # ... and of them, those that are told of each request
@@ -219,12 +220,12 @@ def settings(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def make_policy(name: str) -> tuple[Policy, dict[str, Any]]:
-    """A policy by its name with settings, and those settings that are the learner's.
+    """A policy by its name with settings, and those settings that are the learner's, or TOLD.
 
     Raises ConfigError.
     """
     policy, values = settings(name)
-    ours = (*LearnerConfig.__struct_fields__, *ABLATED) if policy == LEARNED else ()
+    ours = (*LearnerConfig.__struct_fields__, *ABLATED, TOLD) if policy == LEARNED else ()
     own = {k: v for k, v in values.items() if k not in ours}
     kind = _class(policy)
     try:
@@ -316,6 +317,10 @@ def run_one(
         ]
     regret = Regret(seed) if plan.regret else None
     chooser, tuning = make_policy(policy)
+    slo = _asked(plan.asked) if plan.asked and plan.asked.told else None
+    if tuning.pop(TOLD, False):
+        goals = Goals(specs)
+        slo = lambda job: goals.of(job.prompt_tokens)  # noqa: E731
     in_world: Any = chooser if chooser.name in SIMULATED else None
     learner = make_learner(plan, tuning) if chooser.name == LEARNED else None
     governor = None
@@ -340,7 +345,7 @@ def run_one(
         governor=in_world if chooser.name == PAPER else governor,
         watcher=in_world if chooser.name in WATCHERS else None,
         source=None if jobs else _sessions(plan, seed, specs),
-        slo=_asked(plan.asked) if plan.asked and plan.asked.told else None,
+        slo=slo,
     )
     if in_world:
         in_world.world = world
