@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from lodestar_fast.matrix.cells import TOLD
 from lodestar_fast.matrix.findings import BEST, Findings, p99_ttft, settled
 from lodestar_fast.matrix.goals import goals
 from lodestar_fast.matrix.statistics import Interval
@@ -206,3 +207,21 @@ def test_goals_of_changed_cells_of_overload_and_of_large_fleets() -> None:
     assert "changed cells that lose over a third of the margin over lodestar-paper" not in table
     assert table["in overload, mean TTFT over the best heuristic's"] == "1.11 (over)"
     assert table["many: against prefix_cache, lodestar-paper, best heuristic"] == "1.70 / - / 1.70"
+
+
+def test_goodput_is_judged_told_and_untold_against_the_best_rule_of_each_cell() -> None:
+    rows = []
+    in_time = {"a": (0.5, 0.7, 0.6), "b": (0.5, 0.55, 0.6)}
+    for name, (untold, told, rule) in in_time.items():
+        for policy, value in (("lodestar", untold), (TOLD, told), ("lmetric", rule)):
+            rows.append(row(policy, 1, 100, name=name, in_time=value))
+        rows.append(row("prefix_cache", 1, 50, name=name, in_time=0.1))
+    found = Findings([cell("a"), cell("b")], rows)
+    table = {name: text for name, _, text in goals(found).rows}
+    start = "cells with less in time than by the best heuristic, "
+    told = table[start + "told what counts as in time (an SLO)"]
+    assert told == "1: b (55.0% for 60.0%) of 2; mean 62.5% for 60.0%"
+    untold = table[start + "untold"]
+    assert untold == ("2: a (50.0% for 60.0%), b (50.0% for 60.0%) of 2; mean 50.0% for 60.0%")
+    line, _ = next(t for t in every(found) if t.title == "What else it costs").rows
+    assert line[6:9] == ["50%", "70%", "60%"]

@@ -6,16 +6,26 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
+from lodestar_fast import features
+from lodestar_fast.core import Event, Router
+from lodestar_fast.core.costs import Lmetric
+from lodestar_fast.core.modes import Guarded
 from lodestar_fast.decisions.why import describe
 from lodestar_fast.sim.gpus import parse_fleet
 from lodestar_fast.sim.jobs import Job, make_jobs
 from lodestar_fast.sim.run import Simulation
 from lodestar_fast.sim.workload import read_trace
-from lodestar_fast.simulate.plan import TRACE
+from lodestar_fast.simulate.plan import TRACE, Plan, fleet, run_one
+from lodestar_fast.slo import Goals
+from tests import batches
+from tests.oracle import Fixed, make_router
+from tests.test_aims import model, weighted
 from tests.test_decisions import SCALE, capacities_of, close, learned, priced, rows_of
 
 
@@ -112,3 +122,134 @@ def test_decisions_with_an_slo_can_be_recomputed() -> None:
     stats = world.router.stats()["slo"]
     assert sum(stats.values()) == sum(asked(job) != (0, 0) for job in jobs)
     assert all(stats[k] >= n for k, n in counted.items())
+
+
+# -- what makes others late ------------------------------------------------------------------------
+
+LIMIT = 0.04  # seconds a token that everyone here asks for
+
+
+def answering(router: Router, slot: int, requests: int, pace: float, tokens: int = 60) -> None:
+    """Have so many answers under way on an instance, each token of which took that long."""
+    for _ in range(requests):
+        router.policy = Fixed(slot)
+        d = router.route(b"%d" % slot * 64, 0.0, 10, slo_tpot=LIMIT)
+        router.observe(d.ticket, Event.FIRST_TOKEN, 0.0)
+        for k in range(tokens):
+            router.observe(d.ticket, Event.TOKENS, k * pace, 1)
+
+
+def asked(router: Router, tokens: int = 2000, ttft: float = 0.0) -> dict[str, Any]:
+    """The row of a request with that SLO, or of the time per token, ten seconds later."""
+    router.policy = weighted(model(), margin=1.0)
+    tpot = 0.0 if ttft else LIMIT
+    router.route(b"z" * 64, 10.0, tokens, slo_ttft=ttft, slo_tpot=tpot)
+    row: dict[str, Any] = rows_of(router, 1)[0]
+    return row
+
+
+def late(*paces: float, requests: int = 5, tokens: int = 2000) -> list[float]:
+    """By instance, where the answers go at these paces."""
+    router = make_router(Fixed(), len(paces), decisions=1)
+    for slot, pace in enumerate(paces):
+        answering(router, slot, requests, pace)
+    return [c["late"] for c in asked(router, tokens)["candidates"]]
+
+
+def test_those_about_to_miss_are_spared_and_not_the_lost_or_the_quick() -> None:
+    quick, near, lost = late(0.01, LIMIT, 0.2)
+    assert near > 5 * quick > 0 and near > 5 * lost > 0
+    assert near < 5  # no more than there are
+
+
+def test_more_work_and_more_answers_make_more_late() -> None:
+    few, many = late(LIMIT, requests=2)[0], late(LIMIT, requests=8)[0]
+    assert many == pytest.approx(4 * few, rel=0.02)
+    small, large = late(LIMIT, tokens=200)[0], late(LIMIT, tokens=4000)[0]
+    assert large > 5 * small > 0
+
+
+def test_who_asks_for_nothing_is_not_made_late() -> None:
+    router = make_router(Fixed(), 1, decisions=1)
+    d = router.route(b"x" * 64, 0.0, 10, slo_ttft=0.1)
+    router.observe(d.ticket, Event.FIRST_TOKEN, 0.0)
+    assert asked(router)["candidates"][0]["late"] == 0
+
+
+def test_who_has_ended_is_not_made_late() -> None:
+    seen = []
+    for ends in ([], [Event.DONE], [Event.DONE, Event.ABANDONED, Event.TIMEOUT]):
+        router = make_router(Fixed(), 1, decisions=1)
+        tickets = [router.route(b"x" * 64, 0.0, 10, slo_tpot=LIMIT).ticket for _ in range(3)]
+        router.observe(tickets[0], Event.FIRST_TOKEN, 0.1)
+        for ticket, event in zip(tickets, ends, strict=False):
+            router.observe(ticket, event, 1.0, 20)
+        seen.append(asked(router)["candidates"][0]["late"])
+    assert seen[0] > seen[1] > seen[2] == 0
+
+
+def test_the_pace_of_those_there_counts_beside_the_prediction() -> None:
+    router = make_router(Fixed(), 2, decisions=1)
+    answering(router, 1, 3, 0.05)
+    idle, busy = (c["tpot"] for c in asked(router)["candidates"])
+    assert idle == pytest.approx(0.02, rel=1e-3)
+    assert busy == pytest.approx(0.3 * 0.02 + 0.7 * 0.05, rel=1e-3)
+
+
+def near_and_lost(tokens: int, ttft: float = 0.0) -> dict[str, Any]:
+    """Eight on the one may still be in time, eight on the other never will."""
+    router = make_router(Fixed(), 2, decisions=1)
+    answering(router, 0, 8, 0.034)
+    answering(router, 1, 8, 0.2)
+    return asked(router, tokens, ttft)
+
+
+def test_a_long_prompt_goes_where_all_are_lost_and_a_short_one_where_it_is_in_time() -> None:
+    assert near_and_lost(50)["chosen"] == 0
+    assert near_and_lost(12000)["chosen"] == 1
+
+
+def test_the_sentence_says_whom_it_spares() -> None:
+    short, long = near_and_lost(50), near_and_lost(12000)
+    assert describe(short, None, str, "lmetric")["why"].endswith("as the only one that can")
+    sentence = describe(long, None, str, "lmetric")["why"]
+    assert "another is likelier to keep its SLO of 40 ms a token" in sentence
+    assert "cost others more" in sentence
+    hopeless = describe(near_and_lost(50, ttft=0.001), None, str, "lmetric")
+    assert "none is likely to keep its SLO of 1 ms" in hopeless["why"]
+    assert all(c["others_late"] >= 0 for c in hopeless["candidates"])
+
+
+@pytest.mark.parametrize("slo", [0.0, 1.0])
+def test_a_request_with_an_slo_is_no_evidence_of_being_slower(slo: float) -> None:
+    """It is to be in time, not early; without one the same decision is evidence."""
+    router = make_router(Guarded(weighted(model()), Lmetric()), 2)
+    d = router.route(b"x" * 64, 0.0, 1000, slo_ttft=slo)
+    router.observe(d.ticket, Event.FIRST_TOKEN, 0.2)
+    (row,) = np.frombuffer(router.drain(), features.sample_dtype(), offset=batches.HEADER.size)
+    assert np.isnan(row["reference"]) == (slo > 0)
+
+
+# -- in the closed loop ----------------------------------------------------------------------------
+
+CROWDED = {
+    "4 A30, prompts that share 30 %": Plan("4xa30", sharing=(0.3,), rate=8.3, seconds=150),
+    "A30 + V100, conversations": Plan(
+        "2xa30+2xv100", rate=9.0, seconds=150, block_tokens=50, max_input=10000, output_scale=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_told_more_are_in_time_than_untold_and_than_by_any_rule(name: str) -> None:
+    """More requests than the fleet can serve in time, seeds that nothing was tuned on."""
+    plan = replace(CROWDED[name], learner="linear")
+    met = Goals(fleet(plan)).met
+    served: dict[str, list[float]] = {}
+    for policy in ("lodestar:told=true", "lodestar", "lmetric", "prefix_threshold:threshold=0.2"):
+        for seed in (11, 12):
+            done = run_one(plan, seed, policy)
+            records = [r for r in done.records if r.arrival >= done.warm_up]
+            served.setdefault(policy, []).append(float(np.mean([met(r) for r in records])))
+    told = np.mean(served.pop("lodestar:told=true"))
+    assert told > 1.1 * max(np.mean(shares) for shares in served.values()), served
