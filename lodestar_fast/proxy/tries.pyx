@@ -86,7 +86,6 @@ cdef class Tries:
             )
             self.ticket, self._slot = self._decision.ticket, self._decision.slot
         self._decision_seconds = monotonic() - start
-        self.context.counters.decision_seconds.add(self._decision_seconds)
         if not self.ticket:
             self.keep()
             return False
@@ -98,9 +97,10 @@ cdef class Tries:
         return True
 
     cdef int keep(self) except -1:
-        """Keep the decision that route() made: called when its request is on its way, which it need
-        not wait for."""
+        """Count and keep the decision that route() made: called when its request is on its way,
+        which need not wait for it."""
         cdef Router core = self.context.core
+        self.context.counters.decision_seconds.add(self._decision_seconds)
         if core is not None and core.decisions is not None:
             core.keep()
             self._serial = core.decisions.label(
