@@ -266,6 +266,7 @@ class Governor:
                 "fallback": policy.predicted_fallback,
             },
             "sides": watchdog.evidence.totals(),
+            "explored": getattr(policy.learned, "spent", 0.0),
         }
 
     def status(self, now: float) -> dict[str, Any]:
@@ -288,6 +289,10 @@ class Governor:
                 "agreed": policy.agreed,
                 "predicted_ttft_learned": policy.predicted_learned / asked if asked else None,
                 "predicted_ttft_fallback": policy.predicted_fallback / asked if asked else None,
+            },
+            "explored": {
+                "spent_seconds": getattr(policy.learned, "spent", 0.0),
+                "saved_seconds": getattr(policy.learned, "saved", 0.0),
             },
             "versions": [
                 {"version": v.version, "time": v.time, "in_use": v.version == policy.version}

@@ -70,6 +70,11 @@ def governing(counts: Mapping[str, Any]) -> Iterator[Metric]:
         counts.get("predicted", {}),
         ("choice",),
     )
+    yield counter(
+        "lodestar_explored_seconds",
+        "Predicted seconds that tries of idle engines took beyond the best choice.",
+        {(): counts["explored"]} if counts else {},
+    )
     sides = SummaryMetricFamily(
         "lodestar_side_ttft_seconds",
         "Time to first token by who decided, while both may.",

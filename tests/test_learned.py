@@ -132,6 +132,8 @@ def test_lodestar_tries_an_idle_engine_within_its_budget(share: float) -> None:
     assert seen.pop((1, Reason.EXPLORE), 0) == (4 if share else 0)
     assert {slot for slot, _ in seen} == {0}
     assert router.stats()["decisions"]["explore"] == (4 if share else 0)
+    assert policy.spent == pytest.approx(2.0 if share else 0.0, rel=1e-3)
+    assert policy.spent + policy.saved == pytest.approx(share * 0.1 * 2100, rel=1e-3)
 
 
 def test_lodestar_leaves_an_engine_alone_that_it_has_just_measured_or_that_works() -> None:

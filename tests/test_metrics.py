@@ -99,6 +99,7 @@ def proxy(instances: int = 2, learner: bool = True, busy: bool = True) -> Simple
         "drifts": {"fleet": n, "engine": 2 * n},
         "choices": {"same": 6 * n, "other": n},
         "predicted": {"learned": 1.5 * n, "fallback": 2.5 * n},
+        "explored": 0.75 * n,
         "sides": {"learned": (3 * n, 1.25 * n), "fallback": (0, 0.0)},
     }
     status = {
@@ -219,6 +220,7 @@ def test_values_and_labels() -> None:
         "lodestar_training_seconds_count": 3,
         "lodestar_training_seconds_sum": 0.5,
         "lodestar_training_samples_total kind=used": 11,
+        "lodestar_explored_seconds_total": 0.75,
         "lodestar_weights_refused_total cause=unseen": 2,
         "lodestar_learner_troubles_total kind=overruns": 4,
         "lodestar_learner_state state=training": 1,

@@ -10,7 +10,8 @@ cdef class Lodestar(Policy):
     cdef readonly double kv_weight, kv_start
     cdef readonly Aims aims
     cdef readonly double explore_share
-    cdef double saved              # seconds of regret that may be spent
+    cdef readonly double saved     # seconds of regret that may be spent
+    cdef readonly double spent     # those that were
     cdef double explored[LS_MAX_INSTANCES]  # when last, by slot
     cdef bint exploring            # the decision being made
     cdef double crowd              # of the decision being made, as the two below

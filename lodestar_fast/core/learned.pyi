@@ -44,6 +44,12 @@ class Lodestar(Policy):
     def kv_start(self) -> float: ...
     @property
     def explore_share(self) -> float: ...
+    @property
+    def saved(self) -> float:
+        """Seconds by which it may choose worse than the best now, to try idle engines."""
+    @property
+    def spent(self) -> float:
+        """Those that tries have cost so far, by its own scores; in the shadow, would have."""
     def predict(self, rows: Any, seconds: Any, *, simd: str | None = None, repeat: int = 1) -> int:
         """Score rows of scaled features, outside any decision: for tests, benches, validation.
 

@@ -149,7 +149,9 @@ cdef class Lodestar(Policy):
                 found, cheapest = i, extra
         if found >= 0:
             self.explored[c.r.candidates[found].slot] = c.r.now
-            self.saved -= max(0.0, cheapest)
+            cheapest = max(0.0, cheapest)
+            self.saved -= cheapest
+            self.spent += cheapest
         return found
 
     cdef double forecast(self, Py_ssize_t i) noexcept:
