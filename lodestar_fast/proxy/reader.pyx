@@ -6,8 +6,8 @@ measured). libuv's own way to wait for a descriptor, uv_poll_t, calls a C functi
 that is read for the second time is from then on read here: its transport is told to read no more,
 and does the rest as before: writing what the socket does not take at once, closing, telling of it.
 
-Two handles of libuv's cannot have one descriptor, so ours has a second one of the same socket,
-DUPLICATE. They are made as long as there are plenty: no connection is refused for want of one.
+Two handles of libuv's cannot have one descriptor, so ours has a second one of the same socket. They
+are made as long as there are plenty: no connection is refused for want of one.
 
 uvloop says where its loop is, and its module exports libuv's functions; neither is promised for the
 next version. look_up() finds them at import, and only what libuv's ABI guards is used: no layout of
@@ -187,17 +187,19 @@ cdef class Reader:
         """There is something to read, or an end. broken: libuv watches no more, for an error; what
         came before that is still there."""
         cdef ssize_t n
+        cdef int error
         while self._watch is not NULL and not self.resting:
             n = recv((<Watch*> self._watch).fd, <char*> self._into, len(self._into), MSG_DONTWAIT)
+            error = errno
             if n > 0:
                 self.received(self._into, n)
             elif n == 0:
                 self.part()
                 self.eof_received()
                 self.transport.close()
-            elif broken or errno != EAGAIN:
+            elif broken or error != EAGAIN:
                 self.part()
-                self.connection_lost(OSError(errno, os.strerror(errno)))
+                self.connection_lost(OSError(error, os.strerror(error)))
                 self.transport.abort()
             if not broken:
                 break
