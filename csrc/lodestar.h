@@ -158,8 +158,9 @@ struct ls_pace {
 };
 
 struct ls_ticket;
-/* Add what a ticket is of that sum; sign -1: take it away. */
-void ls_pace_count(struct ls_pace *sum, const struct ls_ticket *t, int sign);
+void ls_pace_enter(struct ls_pace *sum, struct ls_ticket *t);
+void ls_pace_update(struct ls_pace *sum, struct ls_ticket *t); /* after it had tokens */
+void ls_pace_leave(struct ls_pace *sum, const struct ls_ticket *t);
 
 /* ---- the router ------------------------------------------------------------------------------ */
 enum ls_reason {
@@ -293,6 +294,8 @@ struct ls_ticket {
     uint16_t slot;
     uint8_t slo_told; /* ls_slo */
     uint8_t state, reason, streaming;
+    int32_t paced_ms, slack_ms; /* what it is of its instance's struct ls_pace */
+    uint32_t paced_tokens;
     float x[LS_WIDTH]; /* the row that the decision used: what the learner gets */
 };
 enum ls_ticket_state { LS_FREE, LS_PREFILL, LS_DECODE };

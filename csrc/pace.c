@@ -1,25 +1,46 @@
 /* pace.c -- how quick the answers under way are, and how far ahead of what they asked for.
  *
- * A ticket's part follows from its own fields, so it is taken away before they change and added
- * again after.
+ * A ticket remembers what it has added to the sums of its instance, so that exactly that is taken
+ * away.
  */
 #include "lodestar.h"
 
 #define SLACK_MOST 1e5 /* milliseconds ahead or late: more tells nothing more */
 
-void ls_pace_count(struct ls_pace *sum, const struct ls_ticket *t, int sign) {
-    double limit = (double)t->slo_tpot * 1e3, ms = 0, tokens = 0; /* limit: 0 is none */
-    if (t->state == LS_DECODE && t->streaming && t->output_tokens > 1) {
-        ms = ls_max(0, ls_min((t->last_token - t->first_token) * 1e3, SLACK_MOST));
-        tokens = t->output_tokens - 1;
-        sum->ms += sign * (int64_t)ms;
-        sum->tokens += sign * (int64_t)tokens;
-    }
-    if (limit > 0) {
-        int64_t slack = (int64_t)ls_max(-SLACK_MOST, ls_min(tokens * limit - ms, SLACK_MOST));
-        sum->promises += sign;
-        sum->limits += sign * (int64_t)(ls_min(limit, SLACK_MOST) * 1e3);
-        sum->slack += sign * slack;
-        sum->squares += sign * slack * slack;
-    }
+static int64_t limit_of(const struct ls_ticket *t) {
+    return (int64_t)(ls_min((double)t->slo_tpot * 1e3, SLACK_MOST) * 1e3);
+}
+
+void ls_pace_enter(struct ls_pace *sum, struct ls_ticket *t) {
+    t->paced_ms = t->slack_ms = 0;
+    t->paced_tokens = 0;
+    sum->promises += t->slo_tpot > 0;
+    sum->limits += limit_of(t);
+}
+
+void ls_pace_update(struct ls_pace *sum, struct ls_ticket *t) {
+    if (t->state != LS_DECODE || !t->streaming || t->output_tokens < 2) return;
+    double ms = (t->last_token - t->first_token) * 1e3, slack;
+    ms = ls_max(0, ls_min(ms, SLACK_MOST));
+    sum->ms += (int32_t)ms - t->paced_ms;
+    t->paced_ms = (int32_t)ms;
+    sum->tokens += t->output_tokens - 1 - (int64_t)t->paced_tokens;
+    t->paced_tokens = t->output_tokens - 1;
+    if (!(t->slo_tpot > 0)) return;
+    slack = t->paced_tokens * (double)t->slo_tpot * 1e3 - ms;
+    slack = ls_max(-SLACK_MOST, ls_min(slack, SLACK_MOST));
+    int64_t now = (int64_t)slack, before = t->slack_ms;
+    sum->slack += now - before;
+    sum->squares += now * now - before * before;
+    t->slack_ms = (int32_t)now;
+}
+
+void ls_pace_leave(struct ls_pace *sum, const struct ls_ticket *t) {
+    int64_t slack = t->slack_ms;
+    sum->ms -= t->paced_ms;
+    sum->tokens -= t->paced_tokens;
+    sum->promises -= t->slo_tpot > 0;
+    sum->limits -= limit_of(t);
+    sum->slack -= slack;
+    sum->squares -= slack * slack;
 }

@@ -239,9 +239,10 @@ int ls_router_check(const struct ls_router *r) {
         uint64_t prefill = 0, own = 0, work = 0, prompt = 0, decode = 0, context = 0;
         struct ls_pace pace = {0};
         for (uint32_t i = 1; i < r->fresh_ticket; i++) {
-            const struct ls_ticket *t = &r->tickets[i];
+            struct ls_ticket copy = r->tickets[i], *t = &copy;
             if (t->state == LS_FREE || t->slot != slot || t->epoch != x->epoch) continue;
-            ls_pace_count(&pace, t, 1);
+            ls_pace_enter(&pace, t);
+            ls_pace_update(&pace, t);
             if (t->state == LS_PREFILL) {
                 prefill++;
                 own += t->own_tokens;

@@ -148,7 +148,7 @@ int64_t ls_router_commit(struct ls_router *r, uint32_t i, enum ls_reason reason,
     };
     memcpy(t->x, r->rows + (size_t)i * LS_WIDTH, sizeof t->x);
     enter_prefill(r, x, id);
-    ls_pace_count(&x->pace, t, 1);
+    ls_pace_enter(&x->pace, t);
     r->counters.tickets_open++;
     return (int64_t)((uint64_t)t->generation << 32 | id);
 }
@@ -220,7 +220,6 @@ static int first_token(struct ls_router *r, struct ls_ticket *t, double now) {
     if (t->state != LS_PREFILL || !t->streaming) return 0;
     struct ls_instance *x = instance_of(r, t);
     double ttft = ls_max(0, now - t->dispatched);
-    if (x) ls_pace_count(&x->pace, t, -1);
     t->first_token = t->last_token = now;
     if (x) {
         leave_prefill(r, x, t);
@@ -235,7 +234,7 @@ static int first_token(struct ls_router *r, struct ls_ticket *t, double now) {
         ls_hist_add(&x->ttft_hist, ttft);
     }
     t->state = LS_DECODE; /* also if the instance is gone */
-    if (x) ls_pace_count(&x->pace, t, 1);
+    if (x) ls_pace_update(&x->pace, t);
     if (!isnan(t->predicted)) ls_hist_add(&r->counters.error, fabs((double)t->predicted - ttft));
     add_sample(r, t, LS_FIRST_TOKEN, (float)ttft, NAN, NAN);
     if (t->record) ls_record_observe(r, t, LS_FIRST_TOKEN, now);
@@ -256,7 +255,6 @@ static void set_output(struct ls_router *r, struct ls_ticket *t, uint32_t total)
 static int more_tokens(struct ls_router *r, struct ls_ticket *t, double now, uint32_t tokens) {
     if (tokens == 0 || tokens > LS_TOKENS_MAX - t->output_tokens) return 0;
     struct ls_instance *x = instance_of(r, t);
-    if (x) ls_pace_count(&x->pace, t, -1);
     if (t->state == LS_DECODE) {
         /* What comes with the first token, or is not streamed, says nothing of an iteration. */
         if (x && t->streaming && now > t->last_token)
@@ -264,7 +262,7 @@ static int more_tokens(struct ls_router *r, struct ls_ticket *t, double now, uin
         t->last_token = now;
     }
     set_output(r, t, t->output_tokens + tokens);
-    if (x) ls_pace_count(&x->pace, t, 1);
+    if (x) ls_pace_update(&x->pace, t);
     return 1;
 }
 
@@ -329,7 +327,7 @@ static int finish(struct ls_router *r, uint32_t id, enum ls_event event, double 
     struct ls_instance *x = instance_of(r, t);
     double e2e = ls_max(0, now - t->dispatched);
     float ttft = NAN, tpot = NAN;
-    if (x) ls_pace_count(&x->pace, t, -1);
+    if (x) ls_pace_leave(&x->pace, t);
     if (tokens > 0) set_output(r, t, tokens);
     if (t->state == LS_DECODE) {
         if (t->output_tokens > 1 && t->streaming)
