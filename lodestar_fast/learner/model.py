@@ -9,8 +9,8 @@ so it may refine an estimate and never replace it: with a bounded factor on a mo
 in the queue, an instance with a queue twice as long as another's cannot look better than it by
 more than the bound allows. It starts as no correction at all (last layer zero).
 
-All parameters are one vector, of which the layers are views, and all steps of a round one call of
-`descend`, which TorchScript runs without the GIL: from Python each step is a hundred operations,
+All parameters are one vector, of which the layers are views, and several steps of a round one call
+of `descend`, which TorchScript runs without the GIL: from Python each step is a hundred operations,
 each of which gives the GIL up and wants it back, and five times the time.
 """
 

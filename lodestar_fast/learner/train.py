@@ -85,7 +85,7 @@ class Trainer:
         self.version = 0
         self.rounds = 0
         self.refusals = Counter(dict.fromkeys(REFUSALS, 0))  # of weights, by cause
-        self.refusal = ""  # why the last of them were
+        self.refusal = ""  # why the last of them were, if that should not happen
         self.blob = b""  # the last one that passed every check
         self._gate = Gate()
         self._min_samples = config.min_samples
@@ -170,7 +170,8 @@ class Trainer:
 
     def _refuse(self, cause: str, more: str = "") -> None:
         self.refusals[cause] += 1
-        self.refusal = REFUSALS[cause] + more
+        if cause != "unseen":  # that happens by chance, too: counted, and nobody is alarmed
+            self.refusal = REFUSALS[cause] + more
 
     def _judge(self, network: Correction, x: Rows, ttft: Rows, censored: NDArray[np.bool_]) -> None:
         """Enter the errors of both models on samples neither has seen."""
