@@ -128,6 +128,7 @@ struct ls_record *ls_record_keep(struct ls_router *r, const struct ls_thought *t
     record->objective = t->objective;
     record->priced = t->priced;
     record->answer = t->answer;
+    record->unsure = t->unsure;
     int known = records->errors >= LS_ERRORS_LEAST;
     record->low = known ? (float)records->low : NAN;
     record->high = known ? (float)records->high : NAN;

@@ -33,6 +33,7 @@ struct ls_thought {
     uint8_t objective;           /* ls_objective, of what no SLO goes before */
     uint8_t priced;              /* prices count */
     float answer;                /* tokens expected of it; 0: not known, or not asked */
+    float unsure;                /* the log factor that moving a whole prefix must be worth */
 };
 
 struct ls_recorded {
@@ -60,7 +61,7 @@ struct ls_record {
     struct ls_outcome outcome;
     float slo_ttft, slo_tpot;           /* asked for, seconds; 0: nothing */
     float predicted, margin, low, high; /* low, high: of the log error, NaN: not known yet */
-    float answer;                       /* as ls_thought */
+    float answer, unsure;               /* as ls_thought */
     uint32_t version, prompt_tokens, prompt_bytes, total, n, marks;
     uint8_t reason, streaming, chosen, fallback, best, hit; /* rows, or LS_NO_ROW */
     uint8_t slo_told, objective, priced;

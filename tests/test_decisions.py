@@ -44,7 +44,7 @@ def learned(seed: int = 3) -> tuple[Lodestar, Model]:
     for name in ("own_seconds", "queue_seconds"):
         model.linear[features.INDEX[name]] = 1
     model.range_high[features.INDEX["decode_requests"]] = 0.4
-    policy = Lodestar()
+    policy = Lodestar(affinity_weight=1.0)
     policy.load(model.blob())
     return policy, model
 
@@ -80,9 +80,13 @@ def priced(row: Row, seconds: Any, answer: float, capacities: dict[str, int]) ->
     for t, w, c in zip(seconds, work, row["candidates"], strict=True):
         delayed = (0.005 + 0.2 * crowd) * c["inflight"] + 0.2 * c["waiting"]
         usual = w * c["inflight"] * len(delays) / sum(delays)
+        moved = (max(c["hit"] for c in row["candidates"]) - c["hit"]) / row["in"]
         kv = c["occupancy"] + answer / 2 * (c["inflight"] + 1) / capacities[c["name"]]
         scores.append(
-            (t + w * delayed) * (1 + spare_weight * usual) * (1 + 2 * max(0.0, kv - 0.85))
+            (t + w * delayed)
+            * (1 + spare_weight * usual)
+            * (1 + 2 * max(0.0, kv - 0.85))
+            * math.exp(row["unsure"] * moved)
         )
     return scores
 

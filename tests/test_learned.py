@@ -110,6 +110,32 @@ def test_lodestar_keeps_prefixes_in_place_when_all_have_queues(
     assert router.route(prompt, 0.0, prompt_tokens=2000).slot == slot
 
 
+@pytest.mark.parametrize(
+    ("affinity_weight", "share", "longer", "slo", "slot"),
+    [
+        (1.0, 1.0, 0.04, 0.0, 0),  # 0.24 s for 0.20 s: predictions are off by as much
+        (0.0, 1.0, 0.04, 0.0, 1),
+        (1.0, 1.0, 0.08, 0.0, 1),  # that is a gain
+        (1.0, 0.25, 0.04, 0.0, 1),  # it holds a quarter of the prompt only
+        (1.0, 1.0, 0.04, 9.0, 1),  # with an SLO, where least is taken from those who have none
+    ],
+)
+def test_lodestar_moves_no_prefix_for_what_predictions_may_be_off(
+    affinity_weight: float, share: float, longer: float, slo: float, slot: int
+) -> None:
+    """Slot 0 holds the prefix; on slot 1 it would be computed again, and be a little quicker.
+    Nine of ten first tokens come within exp(0.25) of the prediction."""
+    policy = Lodestar(margin=1.0, explore_share=0.0, affinity_weight=affinity_weight)
+    policy = weighted(policy=policy, base=0.2, reported_waiting=1.0)
+    router = make_router(policy, instances=2)
+    prompt = b"p" * 8000
+    ticket = router.route(prompt[: int(8000 * share)], 0.0, avoid=[1]).ticket
+    router.observe(ticket, Event.FIRST_TOKEN, 0.1)
+    router.observe(ticket, Event.DONE, 0.2)
+    router.report(0, 0.2, 0, 16 * longer, 0)
+    assert router.route(prompt, 0.3, prompt_tokens=2000, slo_ttft=slo).slot == slot
+
+
 def turns(router: Router, n: int, now: float) -> tuple[Counter[tuple[int, int]], float]:
     """n requests, one a second, answered at once: choices by slot and reason, and the time."""
     seen: Counter[tuple[int, int]] = Counter()
@@ -237,6 +263,7 @@ def test_lodestar_takes_short_prompts_that_wait_for_no_crowd(tokens: int, slot: 
         {"wait_weight": -1.0},
         {"crowd_weight": float("nan")},
         {"spare_weight": -1.0},
+        {"affinity_weight": -1.0},
         {"kv_weight": float("nan")},
         {"explore_share": 1.1},
         {"explore_share": float("nan")},

@@ -90,7 +90,7 @@ cdef class Decisions:
         thought.odds, thought.margin = self.odds, <float>c.margin
         thought.fallback = c.fallback
         thought.upper, thought.tpot, thought.answer = c.upper, c.tpot, <float>c.answer
-        thought.late = c.late
+        thought.late, thought.unsure = c.late, <float>c.unsure
         thought.objective, thought.priced = <uint8_t>c.objective, c.priced
         ls_record_keep(
             r, &thought, <uint32_t>choice, <ls_reason>c.reason_code, <float>c.predicted, ticket,

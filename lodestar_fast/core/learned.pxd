@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from lodestar_fast.core.aims cimport Aims
 from lodestar_fast.core.lodestar cimport LS_MAX_INSTANCES, ls_model
@@ -7,15 +7,17 @@ from lodestar_fast.core.policies cimport Candidates, Policy
 
 cdef class Lodestar(Policy):
     cdef readonly double margin, load_weight, wait_weight, crowd_weight, spare_weight
-    cdef readonly double kv_weight, kv_start
+    cdef readonly double affinity_weight, kv_weight, kv_start
     cdef readonly Aims aims
     cdef readonly double explore_share
     cdef readonly double saved     # seconds of regret that may be spent
     cdef readonly double spent     # those that were
     cdef double explored[LS_MAX_INSTANCES]  # when last, by slot
     cdef bint exploring            # the decision being made
-    cdef double crowd              # of the decision being made, as the two below
+    cdef double crowd              # of the decision being made, as the four below
     cdef double delay_weight       # by seconds of delay: spare_weight over the mean
+    cdef uint32_t longest          # tokens of the longest hit
+    cdef double moved_weight       # log factor of each token of it that a candidate lacks
     cdef double growth             # tokens: what an answer is still to take of the cache
     cdef bint aimed                # it has another aim than an early first token
     cdef ls_model *buffers         # two: one in use, one to load into

@@ -1,7 +1,7 @@
 """The learned policy, and the weights it predicts with."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
-from libc.math cimport INFINITY, NAN
+from libc.math cimport INFINITY, NAN, exp
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
@@ -9,9 +9,10 @@ from libc.string cimport memcpy
 from lodestar_fast.core.aims cimport has_slo
 from lodestar_fast.core.costs cimport pick_lmetric
 from lodestar_fast.core.lodestar cimport (
-    LS_COLD, LS_EFORMAT, LS_EMAGIC, LS_ESCHEMA, LS_ESIZE, LS_EVALUE, LS_EXPLORE, LS_GUARD,
-    LS_LEARNED, LS_MAX_INSTANCES, LS_ONLY_ONE, LS_OUT_OF_RANGE, LS_SIMDS, LS_WIDTH, aligned_alloc,
-    ls_candidate, ls_model, ls_model_load, ls_model_score, ls_simd_has, ls_simd_names,
+    LS_COLD, LS_COLD_UPPER, LS_EFORMAT, LS_EMAGIC, LS_ESCHEMA, LS_ESIZE, LS_EVALUE, LS_EXPLORE,
+    LS_GUARD, LS_LEARNED, LS_MAX_INSTANCES, LS_ONLY_ONE, LS_OUT_OF_RANGE, LS_SIMDS, LS_WIDTH,
+    aligned_alloc, ls_candidate, ls_model, ls_model_load, ls_model_score, ls_simd_has,
+    ls_simd_names,
 )
 from lodestar_fast.core.policies cimport Best, Candidates, Policy, offer, start
 
@@ -27,7 +28,7 @@ cdef class Lodestar(Policy):
     """The learned policy: least predicted time to first token, with what it costs others added.
 
         score = (T + own (load_weight n + wait_weight w + crowd_weight crowd n))
-                (1 + spare_weight d) (1 + kv_weight max(0, kv - kv_start))
+                (1 + spare_weight d) (1 + kv_weight max(0, kv - kv_start)) exp(affinity_weight e m)
 
     T: the model's prediction in seconds (csrc/mlp.c); own: seconds it would compute, which delays
     the n in flight there, most of all the w without a first token. While many are free a delay
@@ -40,6 +41,11 @@ cdef class Lodestar(Policy):
     decides between engines that are about equally quick, and makes nobody queue, which a price in
     seconds does; it is 0 for requests with an SLO. kv: KV occupancy when those in flight and this
     one are half through the mean answer: where prompts are short, answers fill the cache.
+
+    m: share of the prompt that the longest hit has and this one has not: to be computed, and
+    kept, a second time. e: the log factor between a prediction and what nine of ten first tokens
+    keep, as learned. So a whole prefix moves for what is no error of prediction, a part of it for
+    less; 0, too, for requests with an SLO. Off by default.
 
     An idle engine whose speed was not measured for a minute may have recovered. A request goes
     there to see (EXPLORE) once what that costs beyond the best score is within what was saved:
@@ -57,22 +63,26 @@ cdef class Lodestar(Policy):
 
     def __cinit__(
         self, *, double margin=1.10, double load_weight=0.005, double wait_weight=0.2,
-        double crowd_weight=0.2, double spare_weight=0.5, double kv_weight=2.0,
-        double kv_start=0.85, double explore_share=0.01, str objective="ttft",
+        double crowd_weight=0.2, double spare_weight=0.5, double affinity_weight=0,
+        double kv_weight=2.0, double kv_start=0.85, double explore_share=0.01, str objective="ttft",
         double tpot_weight=0.3, double price_weight=0,
     ):
         if not margin >= 1:
             raise ValueError(f"margin: {margin} is below 1")
-        for weight in (load_weight, wait_weight, crowd_weight, spare_weight, kv_weight):
+        for weight in (
+            load_weight, wait_weight, crowd_weight, spare_weight, affinity_weight, kv_weight
+        ):
             if not weight >= 0:
                 raise ValueError(
-                    "load_weight, wait_weight, crowd_weight, spare_weight, kv_weight: negative"
+                    "load_weight, wait_weight, crowd_weight, spare_weight, affinity_weight, "
+                    "kv_weight: negative"
                 )
         if not 0 <= explore_share <= 1:
             raise ValueError(f"explore_share: {explore_share} is no share")
         self.margin, self.load_weight = margin, load_weight
         self.wait_weight, self.crowd_weight = wait_weight, crowd_weight
-        self.spare_weight, self.kv_weight, self.kv_start = spare_weight, kv_weight, kv_start
+        self.spare_weight, self.affinity_weight = spare_weight, affinity_weight
+        self.kv_weight, self.kv_start = kv_weight, kv_start
         self.aims = Aims(
             objective=objective, tpot_weight=tpot_weight, price_weight=price_weight)
         self.explore_share = explore_share
@@ -105,6 +115,8 @@ cdef class Lodestar(Policy):
         if capacity > 0:
             kv += self.growth * (x.inflight + 1) / capacity
         t *= 1 + self.delay_weight * x.own_seconds * x.inflight
+        if x.hit_tokens < self.longest:
+            t *= exp(self.moved_weight * (self.longest - x.hit_tokens))
         return t * (1 + self.kv_weight * max(0.0, kv - self.kv_start))
 
     cdef void weigh_fleet(self, Candidates c) noexcept:
@@ -113,14 +125,19 @@ cdef class Lodestar(Policy):
         cdef double idle = 0  # an instance counts 1 if nobody waits there, less the more do
         cdef double delays = 0, waiting
         cdef Py_ssize_t i
+        self.longest = 0
         for i in range(c.n):
+            self.longest = max(self.longest, x[i].hit_tokens)
             waiting = min(<double>x[i].waiting, x[i].queued / BATCH_TOKENS)
             idle += 1.0 / (1.0 + waiting)
             delays += x[i].own_seconds * (x[i].inflight + 0.5)
         self.crowd = max(0.0, c.n / idle - 2)
         self.delay_weight = self.spare_weight * c.n / delays
-        if has_slo(c.r):
-            self.delay_weight = 0  # its own time counts for little as it is, in Aims
+        c.unsure = self.model.upper[0] if self.model != NULL else LS_COLD_UPPER
+        c.unsure = self.affinity_weight * max(0.0, c.unsure)
+        if has_slo(c.r):  # its own time counts for little as it is, in Aims
+            self.delay_weight = c.unsure = 0
+        self.moved_weight = c.unsure / c.r.prompt_tokens
         self.growth = HALF_ANSWERED * self.model.answer if self.model != NULL else 0
 
     cdef Py_ssize_t to_explore(self, Candidates c, Py_ssize_t best, double least) noexcept:

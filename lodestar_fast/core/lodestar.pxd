@@ -116,6 +116,7 @@ cdef extern from "lodestar.h" nogil:
 
     struct ls_model:
         float *linear
+        float *upper
         float answer
         uint32_t version
         uint8_t tells_tpot
@@ -182,7 +183,7 @@ cdef extern from "lodestar.h" nogil:
         float ttft, predicted, reference
         uint8_t reason, event
 
-    double LS_IDLE_SECONDS
+    double LS_IDLE_SECONDS, LS_COLD_UPPER
     enum: LS_F_own_seconds
     enum: LS_F_queue_seconds
     enum: LS_SAMPLE_MAGIC

@@ -20,11 +20,12 @@ cdef class Candidates:
     cdef double *scores
     cdef float *odds
     # And what a learned policy thought of them, set by it: predicted seconds, whether out of range,
-    # the coefficients of the linear part, its margin over the fallback's choice.
+    # the coefficients of the linear part, its margin over the fallback's choice, and the log factor
+    # that moving a whole prefix from where it is cached must be worth.
     cdef const float *seconds
     cdef const uint8_t *outside
     cdef const float *linear
-    cdef double margin
+    cdef double margin, unsure
     cdef Py_ssize_t fallback       # -1: there is none
     # If the request wants more than an early first token (aims.pyx), else NULL: the upper quantile
     # of that time, and the time per output token, seconds; NaN: not known.

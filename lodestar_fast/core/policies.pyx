@@ -46,7 +46,7 @@ cdef class Candidates:
         """Before pick(): nothing is known of what the policy thinks."""
         cdef Py_ssize_t i
         self.seconds, self.outside, self.linear = NULL, NULL, NULL
-        self.margin, self.fallback = NAN, -1
+        self.margin, self.unsure, self.fallback = NAN, NAN, -1
         for i in range(self.n):
             self.scores[i] = NAN
 

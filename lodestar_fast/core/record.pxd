@@ -26,7 +26,7 @@ cdef extern from "record.h" nogil:
         const float *tpot
         const float *late
         uint8_t objective, priced
-        float answer
+        float answer, unsure
 
     struct ls_recorded:
         ls_candidate seen
@@ -45,7 +45,7 @@ cdef extern from "record.h" nogil:
         uint64_t serial
         double at
         ls_outcome outcome
-        float slo_ttft, slo_tpot, predicted, margin, low, high, answer
+        float slo_ttft, slo_tpot, predicted, margin, low, high, answer, unsure
         uint32_t version, prompt_tokens, prompt_bytes, total, n, marks
         uint8_t reason, streaming, chosen, fallback, best, hit, slo_told, objective, priced
         uint8_t learned

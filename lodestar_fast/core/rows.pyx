@@ -168,6 +168,7 @@ cdef void put_row(
     put_number(t, ',"version":', r.version, 10)
     put_number(t, ',"predicted":', r.predicted, 7)
     put_number(t, ',"margin":', r.margin, 7)
+    put_number(t, ',"unsure":', r.unsure, 7)
     put_number(t, ',"error_low":', r.low, 6)
     put_number(t, ',"error_high":', r.high, 6)
     put_index(t, ',"chosen":', r.chosen)

@@ -8,6 +8,8 @@
     version                of the weights behind the prediction; 0: no model was asked
     predicted, margin      TTFT of the chosen one; how much better the best score must be than the
                            fallback's for the model to decide
+    unsure                 log factor that moving a whole prefix must be worth; null: no learned
+                           policy was asked
     error_low, error_high  log(measured / predicted) of earlier decisions was between, for 90 %
     objective, slo_ttft, slo_tpot, slo_met, answer   only of a request that wanted more than an
                            early first token: ttft | ttft+tpot | e2e; its SLO, null: none; whether

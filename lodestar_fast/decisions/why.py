@@ -230,7 +230,7 @@ def sentence(row: Row, fallback: str = "the fallback") -> str:
     if not reasons and (chosen["odds"] or 1) < 1:
         compared = f"picked {here}, drawn among equals"
     elif reason in ("learned", "out_of_range") and chosen["predicted"] > rows[other]["predicted"]:
-        compared += ": it waits longer there, but delays others less"
+        compared += f": it waits longer there, but {_instead(row, chosen, rows[other])}"
     if reason == "learned":
         return compared
     if reason == "explore":
@@ -264,6 +264,14 @@ def sentence(row: Row, fallback: str = "the fallback") -> str:
         f"{because}: {fallback} picked {here}; the model likes "
         f"{place(best['name'])} better{_predictions(best, chosen)}"
     )
+
+
+def _instead(row: Row, chosen: Row, other: Row) -> str:
+    """What a longer wait is worth."""
+    moved = (chosen["hit"] - other["hit"]) / row["in"]
+    if moved > 0 and chosen["predicted"] <= other["predicted"] * math.exp(row["unsure"] * moved):
+        return "by less than predictions are off, and its prefix stays where it is cached"
+    return "delays others less"
 
 
 def _predictions(best: Row, chosen: Row) -> str:

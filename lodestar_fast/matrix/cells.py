@@ -66,6 +66,7 @@ VARIANTS = (
     "lodestar:wait_weight=0",
     "lodestar:crowd_weight=0",
     "lodestar:spare_weight=0",
+    "lodestar:affinity_weight=1",
     "lodestar:kv_weight=0",
     "lodestar:explore_share=0",
     "lodestar:round_seconds=0.25",
