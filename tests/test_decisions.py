@@ -44,7 +44,7 @@ def learned(seed: int = 3) -> tuple[Lodestar, Model]:
     for name in ("own_seconds", "queue_seconds"):
         model.linear[features.INDEX[name]] = 1
     model.range_high[features.INDEX["decode_requests"]] = 0.4
-    policy = Lodestar(affinity_weight=1.0)
+    policy = Lodestar()
     policy.load(model.blob())
     return policy, model
 

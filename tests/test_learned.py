@@ -95,7 +95,9 @@ def test_lodestar_keeps_prefixes_in_place_when_all_have_queues(
     crowd_weight: float, idle: int, slot: int
 ) -> None:
     """The holder waits longer; only a crowd makes the saved work worth it."""
-    policy = Lodestar(wait_weight=0.0, crowd_weight=crowd_weight, spare_weight=0.0)
+    policy = Lodestar(
+        wait_weight=0.0, crowd_weight=crowd_weight, spare_weight=0.0, affinity_weight=0.0
+    )
     weighted(policy=policy, queue_seconds=1.0, own_seconds=1.0, reported_waiting=80.0)
     router = make_router(policy, instances=2 + idle)
     others = [range(1, 2 + idle), [0, *range(2, 2 + idle)]]

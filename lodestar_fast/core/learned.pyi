@@ -16,7 +16,7 @@ class Lodestar(Policy):
         wait_weight: float = 0.2,
         crowd_weight: float = 0.2,
         spare_weight: float = 0.5,
-        affinity_weight: float = 0.0,
+        affinity_weight: float = 1.0,
         kv_weight: float = 2.0,
         kv_start: float = 0.85,
         explore_share: float = 0.01,

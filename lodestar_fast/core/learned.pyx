@@ -63,7 +63,7 @@ cdef class Lodestar(Policy):
 
     def __cinit__(
         self, *, double margin=1.10, double load_weight=0.005, double wait_weight=0.2,
-        double crowd_weight=0.2, double spare_weight=0.5, double affinity_weight=0,
+        double crowd_weight=0.2, double spare_weight=0.5, double affinity_weight=1.0,
         double kv_weight=2.0, double kv_start=0.85, double explore_share=0.01, str objective="ttft",
         double tpot_weight=0.3, double price_weight=0,
     ):

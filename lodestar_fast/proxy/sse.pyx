@@ -321,7 +321,7 @@ cdef bint is_aborted(const char* start, const char* end) noexcept nogil:
     cdef const char* p = last_of_text(start, end, b'"abort"', 7)
     if p is NULL:
         return False
-    while p > start and p[-1] == 32:
+    while p > start and (p - 1)[0] == 32:
         p -= 1
     return p - start >= 16 and memcmp(p - 16, b'"finish_reason":', 16) == 0
 
