@@ -24,17 +24,11 @@ from libc.string cimport memset, strlen
 from lodestar_fast.errors import InvariantError
 from lodestar_fast.proxy.samples import SAMPLES
 
+from lodestar_fast.proxy.exports cimport look_up_exports
 from lodestar_fast.proxy.wire cimport repeated
 
 cdef extern from "Python.h":
     void* PyErr_Occurred()
-
-cdef extern from "<dlfcn.h>" nogil:
-    void* dlopen(const char* path, int flags)
-    void* dlsym(void* library, const char* name)
-    enum:
-        RTLD_LAZY
-        RTLD_NOLOAD
 
 # What is called, as llhttp.h declares it; its state and table of callbacks are addresses here.
 ctypedef void (*Init)(void* state, int kind, const void* settings)
@@ -329,15 +323,9 @@ cdef Py_ssize_t extent(const unsigned char* area, Py_ssize_t n) noexcept:
 cdef str look_up():
     """Find llhttp's functions in httptools' module. What speaks against using them, or None."""
     cdef unsigned char area[2][4096]
-    cdef bytes symbol
-    cdef void* module = dlopen(_extension.__file__.encode(), RTLD_LAZY | RTLD_NOLOAD)
-    if module is NULL:
-        return "httptools is not an extension module"
-    for i, name in enumerate(FUNCTIONS):
-        symbol = b"llhttp_" + name.encode()
-        (<void**> &lib)[<int> i] = dlsym(module, symbol)
-        if (<void**> &lib)[<int> i] is NULL:
-            return f"httptools exports no llhttp_{name}"
+    cdef str why_not = look_up_exports(_extension, "llhttp_", FUNCTIONS, <void**> &lib)
+    if why_not is not None:
+        return why_not
     memset(area, 0xA5, sizeof(area))
     lib.settings_init(area[0])
     lib.init(area[1], REQUESTS, area[0])

@@ -25,16 +25,10 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport calloc, free
 
+from lodestar_fast.proxy.exports cimport look_up_exports
 from lodestar_fast.proxy.wire cimport descriptor
 
 log = logging.getLogger("lodestar.proxy")
-
-cdef extern from "<dlfcn.h>" nogil:
-    void* dlopen(const char* path, int flags)
-    void* dlsym(void* library, const char* name)
-    enum:
-        RTLD_LAZY
-        RTLD_NOLOAD
 
 cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, int n)
@@ -209,17 +203,11 @@ cdef class Reader:
 cdef str look_up():
     """Find libuv's functions in uvloop's module. What speaks against using them, or None."""
     global handle_size
-    cdef bytes symbol
-    cdef void* module = dlopen(_extension.__file__.encode(), RTLD_LAZY | RTLD_NOLOAD)
-    if module is NULL:
-        return "uvloop is not an extension module"
+    cdef str why_not = look_up_exports(_extension, "uv_", FUNCTIONS, <void**> &lib)
+    if why_not is not None:
+        return why_not
     if not hasattr(_extension, "libuv_get_loop_t_ptr"):
         return "uvloop does not say where its loop is"
-    for i, name in enumerate(FUNCTIONS):
-        symbol = b"uv_" + name.encode()
-        (<void**> &lib)[<int> i] = dlsym(module, symbol)
-        if (<void**> &lib)[<int> i] is NULL:
-            return f"uvloop exports no uv_{name}"
     if lib.version() >> 16 != 1:
         return f"libuv {lib.version():#x} is unknown here"
     handle_size = lib.handle_size(POLL)
